@@ -1,0 +1,1 @@
+"""The three alignments of MagDiff (ECCV 2024, section 3): subject-driven, adaptive prompts, high-fidelity."""

@@ -1,0 +1,123 @@
+"""The state of one call of the UNet: which adapter, how many clips and frames, and what the layers hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..adapter import MagDiffAdapter
+from ..alignment.apa import AlphaSettings
+from ..temporal.position import frame_positions
+from .conds import LatentsOfArea, SubjectTokens
+from .run_cache import NoCache, RunCache
+
+
+@dataclass(frozen=True)
+class PartStrengths:
+    """Strength of each part of the adapter, 0 .. 1; a part at 0 is not installed at all."""
+
+    temporal: float = 1.0
+    image_stream: float = 1.0
+    pyramid: float = 1.0
+    base: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"strength of {name} is {value}: choose a number from 0 (off) to 1 (as trained)")
+
+
+@dataclass
+class Call:
+    """One call: `clips` rows of `frames` frames each; frames of a clip are neighbours in the batch.
+
+    `window`: numbers of these frames in the whole clip of `total_frames`. `slider_text`, `slider_image`: factors of the user,
+    floats, or scalars on the device when they depend on the step.
+    """
+
+    adapter: MagDiffAdapter
+    strengths: PartStrengths
+    unet: torch.nn.Module
+    clips: int
+    frames: int
+    window: tuple[int, ...]
+    total_frames: int
+    cache: RunCache | type[NoCache]
+    alphas: AlphaSettings = field(default_factory=AlphaSettings)
+    slider_text: float | Tensor = 1.0
+    slider_image: float | Tensor = 1.0
+    tokens: SubjectTokens | None = None
+    latents: LatentsOfArea | None = None
+    scale_latent: callable = None
+    one_prompt_per_clip: bool = False
+    owned_attention: frozenset[str] = frozenset()
+
+    # What layers hand on while the call runs.
+    transformer: str = ""
+    stream: Tensor | None = None
+    last_output: Tensor | None = None
+
+    @property
+    def temporal(self):
+        """The temporal part, or None where the adapter has none or it is off."""
+        return self.adapter.temporal if self.strengths.temporal > 0.0 else None
+
+    @property
+    def clip_norm(self) -> bool:
+        """Whether norms of ResBlocks and the last norm run over the clip in this call."""
+        return self.temporal is not None and self.adapter.config.clip_norm
+
+    def positions(self, channels: int, like: Tensor) -> Tensor:
+        """Frame positions `[F, channels]` in the dtype and on the device of `like`."""
+        key = ("positions", self.frames, channels, like.device, like.dtype)
+        return self.cache.get(key, lambda: frame_positions(self.frames, channels, like.device, like.dtype))
+
+    def image_tokens(self, like: Tensor) -> Tensor:
+        """Image tokens of every entry `[rows, entries, L, D]` in the dtype and on the device of `like`."""
+
+        def compute() -> Tensor:
+            hidden = self.tokens.layers[self.adapter.config.image_encoder.layer].to(like)
+            rows, entries = hidden.shape[:2]
+            tokens = hidden.flatten(0, 1)
+            if self.adapter.projector is not None:
+                tokens = self.adapter.projector(tokens)
+            return tokens.unflatten(0, (rows, entries))
+
+        return self.cache.get(("tokens", self.tokens.key, like.device, like.dtype), compute)
+
+    def image_key_value(self, site: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all image tokens of this window `[clips, F * L, C]`, the same tokens for every frame of a clip."""
+        entries = self.tokens.frame_entries(self.total_frames, self.window)
+
+        def compute() -> tuple[Tensor, Tensor]:
+            tokens = self.image_tokens(like)
+            index = torch.tensor(entries, device=like.device)
+
+            def by_frame(projected: Tensor) -> Tensor:
+                # Project each entry once, then lay them out by frame: black frames share one.
+                laid_out = projected.unflatten(1, tokens.shape[1:3]).index_select(1, index).flatten(1, 2)
+                return laid_out.expand(self.clips, -1, -1)
+
+            key, value = self.adapter.apa.find(site).key_value(tokens.flatten(1, 2))
+            return by_frame(key), by_frame(value)
+
+        key = ("image key value", site, self.tokens.key, tuple(entries), self.clips, like.device, like.dtype)
+        return self.cache.get(key, compute)
+
+    def subject_term(self, like: Tensor) -> Tensor:
+        """`conv_z(z_s)` of this window `[clips or 1, F, C0, h, w]`."""
+        latents, area = self.latents.latents, self.latents.area
+        entries = latents.frame_entries(self.window)
+
+        def compute() -> Tensor:
+            levels = [self.scale_latent(level.flatten(0, 1).to(like)) for level in latents.levels]
+            term = self.adapter.hfa(levels).unflatten(0, latents.levels[0].shape[:2])
+            if area is not None:
+                height, width, top, left = area
+                term = term[..., top : top + height, left : left + width]
+            return term.index_select(1, torch.tensor(entries, device=like.device))
+
+        key = ("subject term", latents.key, area, tuple(entries), like.device, like.dtype)
+        return self.cache.get(key, compute)

@@ -1,0 +1,151 @@
+"""Checks that stop a run with a clear message before anything expensive starts."""
+
+from __future__ import annotations
+
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, SpatialVideoTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel, VideoResBlock
+from torch import Tensor
+
+from ..adapter import AdapterConfig, MagDiffAdapter
+from .call import PartStrengths
+from .conds import EDIT, SubjectLatents, SubjectTokens, attached
+from .names import PATCH_KEY, SETTINGS
+
+PREDICTION_OF_MODEL_TYPE = {"EPS": "eps", "V_PREDICTION": "v"}
+
+
+def _module(unet: UNetModel, site: str, kind: type) -> torch.nn.Module:
+    try:
+        module = unet.get_submodule(site)
+    except AttributeError:
+        module = None
+    if not isinstance(module, kind):
+        raise ValueError(
+            f"this adapter does not fit this model: it has weights for {site}, which the model lacks. "
+            "Load the base that the adapter was trained on"
+        )
+    return module
+
+
+def _same_width(site: str, what: str, adapter: int, base: int) -> None:
+    if adapter != base:
+        raise ValueError(
+            f"this adapter does not fit this model: {what} at {site} is {adapter} wide, the model {base}. "
+            "Load the base that the adapter was trained on"
+        )
+
+
+def check_base(base_model, adapter: MagDiffAdapter) -> None:
+    """Raise ValueError when `adapter` was not made for `base_model` (a comfy BaseModel): class, prediction, scale, widths."""
+    unet, config = base_model.diffusion_model, adapter.config
+    if not isinstance(unet, UNetModel):
+        raise ValueError(
+            f"Apply MagDiff Adapter needs a UNet of Stable Diffusion 1.5 or 2.1 shape, this MODEL is a {type(unet).__name__}"
+        )
+    if any(isinstance(layer, (SpatialVideoTransformer, VideoResBlock)) for layer in unet.modules()):
+        raise ValueError("this MODEL has temporal layers of its own (Stable Video Diffusion): load an SD1.5 or SD2.1 checkpoint")
+    prediction = PREDICTION_OF_MODEL_TYPE.get(base_model.model_type.name, base_model.model_type.name)
+    if prediction != config.prediction:
+        raise ValueError(
+            f"the adapter was trained for {config.prediction} prediction, this MODEL predicts {prediction} "
+            f"(ModelSamplingDiscrete changes that by force): load {config.base}"
+        )
+    scale = base_model.latent_format.scale_factor
+    if abs(scale - config.latent_scale) > 1e-4 * config.latent_scale:
+        raise ValueError(
+            f"the adapter was trained on latents scaled by {config.latent_scale}, this MODEL scales by {scale}: load {config.base}"
+        )
+    if adapter.temporal is not None:
+        for site in adapter.temporal.conv.sites:
+            width = adapter.temporal.conv.find(site).layers[0].norm.num_channels
+            _same_width(site, "Temp-Conv", width, _module(unet, site, ResBlock).out_channels)
+        for site in adapter.temporal.attn.sites:
+            width = adapter.temporal.attn.find(site).to_out.in_features
+            _same_width(site, "Temp-Attn", width, _block_width(unet, site))
+    if adapter.apa is not None:
+        for site in adapter.apa.sites:
+            _same_width(site, "the image stream", adapter.apa.find(site).to_k_image.out_features, _block_width(unet, site))
+    if adapter.hfa is not None:
+        conv_z = adapter.hfa.conv_z
+        _same_width("input_blocks.0.0", "the subject branch", conv_z.out_channels, unet.model_channels)
+        _same_width("the latent", "the subject branch", conv_z.in_channels, base_model.latent_format.latent_channels)
+
+
+def _block_width(unet: UNetModel, site: str) -> int:
+    block = _module(unet, site, BasicTransformerBlock)
+    return block.n_heads * block.d_head
+
+
+def check_other_handlers(transformer_options: dict) -> None:
+    """Raise ValueError when another pack already runs ResBlocks or transformers: core would silently use only the first."""
+    for kind, handler in transformer_options.get("patches", {}).get("forward_timestep_embed_patch", []):
+        if issubclass(ResBlock, kind) or issubclass(SpatialTransformer, kind):
+            raise ValueError(
+                f"another node already replaced how this MODEL runs its {kind.__name__} layers "
+                f"({handler.__module__}): apply the MagDiff adapter to a MODEL without it"
+            )
+
+
+def check_run(model_patcher, conds: dict[str, list[dict]], noise: Tensor) -> None:
+    """Raise ValueError when what is attached to `conds` (as core converted them) cannot run with this noise `[F, C, h, w]`."""
+    adapter: MagDiffAdapter = model_patcher.get_additional_models_with_key(PATCH_KEY)[0].model
+    strengths: PartStrengths = model_patcher.model_options["transformer_options"][SETTINGS]
+    if not torch.isfinite(noise).all():
+        raise ValueError("the noise holds NaN or infinite values")
+    for items in conds.values():
+        for item in items:
+            ours = attached(item.get("model_conds", {}))
+            if "tokens" in ours and strengths.image_stream > 0.0:
+                check_tokens(ours["tokens"], adapter, noise.shape[0])
+            if "latents" in ours and strengths.pyramid > 0.0:
+                check_latents(ours["latents"], adapter, noise.shape)
+
+
+def check_tokens(tokens: SubjectTokens, adapter: MagDiffAdapter, frames: int) -> None:
+    """Raise ValueError for tokens of another width or count, or an adapter without an image stream."""
+    if adapter.apa is None:
+        raise ValueError(
+            "APA Conditioning is wired, but the adapter has no image stream (apa.*): use an adapter that has one, "
+            "or take the node out"
+        )
+    layer = adapter.config.image_encoder.layer
+    if layer not in tokens.layers:
+        raise ValueError(
+            f"the adapter reads the {layer} layer of the image encoder, clip_vision_output holds {', '.join(tokens.layers)}"
+        )
+    check_token_width(tokens.layers[layer].shape[-1], adapter.config)
+    tokens.frame_entries(frames, range(frames))
+
+
+def check_token_width(width: int, config: AdapterConfig) -> None:
+    """Raise ValueError when the image encoder's tokens are not as wide as the adapter's projector expects."""
+    expected = config.image_encoder.width
+    if width != expected:
+        known = {1024: "CLIP ViT-L/14", 1280: "CLIP ViT-H/14", 1664: "CLIP ViT-bigG/14"}
+        raise ValueError(
+            f"the image encoder gives tokens {width} wide ({known.get(width, 'unknown model')}), the adapter was trained with "
+            f"{expected} ({known.get(expected, 'its own encoder')}): load that image encoder"
+        )
+
+
+def check_latents(latents: SubjectLatents, adapter: MagDiffAdapter, noise_shape: torch.Size) -> None:
+    """Raise ValueError for subject latents of another clip length or size, or an adapter without a subject branch."""
+    if adapter.hfa is None:
+        raise ValueError(
+            "HFA Pyramid Encode is wired, but the adapter has no subject branch (hfa.*): use an adapter that has one, "
+            "or take the node out"
+        )
+    frames, channels, height, width = noise_shape
+    if latents.frames != frames:
+        source = "the frames of the subject clip" if latents.mode == EDIT else "the frames widget of HFA Pyramid Encode"
+        raise ValueError(
+            f"the LATENT has {frames} frames, the conditioning {latents.frames} ({source}): "
+            "wire the LATENT that HFA Pyramid Encode returns. One run makes one clip, queue several for several"
+        )
+    base = latents.levels[0].shape
+    if tuple(base[-3:]) != (channels, height, width):
+        raise ValueError(
+            f"the LATENT is {width} x {height} with {channels} channels, the subject latent {base[-1]} x {base[-2]} with "
+            f"{base[-3]}: wire the LATENT that HFA Pyramid Encode returns, and the VAE of this model"
+        )

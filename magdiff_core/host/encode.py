@@ -1,0 +1,101 @@
+"""Encode subject pictures: tokens of the image encoder, and the VAE pyramid."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ..alignment.hfa import fit, pyramid_sizes, resize
+from .attach import adapter_of
+from .checks import check_token_width
+from .conds import GENERATE, SubjectLatents, SubjectTokens
+
+ENCODE_CHUNK = 16
+"""Pictures that the image encoder takes at once: long clips would not fit."""
+
+
+def rgb(pictures: Tensor, name: str) -> Tensor:
+    """IMAGE `[F, H, W, 1, 3 or 4]` -> `[F, H, W, 3]`: grey is repeated, alpha dropped. Raises ValueError for other shapes, NaN."""
+    if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3, 4) or pictures.shape[0] == 0:
+        raise ValueError(f"{name} has shape {tuple(pictures.shape)}: an IMAGE [frames, height, width, 3] is needed")
+    if not torch.isfinite(pictures).all():
+        raise ValueError(f"{name} holds NaN or infinite pixels: look at the node that made it")
+    return pictures.expand(-1, -1, -1, 3) if pictures.shape[-1] == 1 else pictures[..., :3]
+
+
+def encode_subject_tokens(model, clip_vision, subject: Tensor):
+    """Subject pictures `[n, H, W, 3]` on black -> CLIP_VISION_OUTPUT with n + 1 entries; the last is the black frame.
+
+    `model` (with an adapter) tells hidden layer, crop and channel order. Raises ValueError without an adapter, without an image
+    stream in it, or for an image encoder of another width.
+    """
+    patcher = adapter_of(model)
+    if patcher is None:
+        raise ValueError("this MODEL has no MagDiff adapter: wire the output of Apply MagDiff Adapter or Load MagDiff Checkpoint")
+    adapter = patcher.model
+    if adapter.apa is None:
+        raise ValueError("the adapter on this MODEL has no image stream (apa.*), so subject tokens cannot act")
+    encoder = adapter.config.image_encoder
+    subject = rgb(subject, "subject")
+    pictures = torch.cat((subject, torch.zeros_like(subject[:1])))
+    if encoder.channels == "bgr":
+        pictures = pictures.flip(-1)
+    outputs = []
+    for chunk in pictures.split(ENCODE_CHUNK):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        outputs.append(clip_vision.encode_image(chunk, crop=encoder.crop))
+        check_token_width(outputs[0].last_hidden_state.shape[-1], adapter.config)
+    output = outputs[0]
+    for name in ("last_hidden_state", "penultimate_hidden_states", "image_embeds"):
+        output[name] = torch.cat([part[name] for part in outputs])
+    output.black_entry = True
+    return output
+
+
+def subject_tokens(clip_vision_output) -> SubjectTokens:
+    """What APA Conditioning attaches, from Encode Subject Tokens or core's CLIP Vision Encode (which has no black entry)."""
+    layers = {
+        "last": clip_vision_output.last_hidden_state,
+        "penultimate": getattr(clip_vision_output, "penultimate_hidden_states", None),
+    }
+    rows = {name: states[None] for name, states in layers.items() if states is not None}
+    return SubjectTokens(rows, black_entry=getattr(clip_vision_output, "black_entry", False))
+
+
+def encode_subject_pyramid(
+    vae, subject: Tensor, mode: str, width: int, height: int, frames: int, fit_mode: str
+) -> tuple[SubjectLatents, Tensor]:
+    """Subject pictures `[n, H, W, 3]` on black -> pyramid latents and an empty LATENT `[F, C, h, w]` of the same clip.
+
+    Generate: one picture, fitted to `width` x `height`, for a clip of `frames`. Edit: one picture a frame, at their own size.
+    Raises ValueError for a video VAE, a wrong count of pictures, or sides that the VAE cannot divide.
+    """
+    if vae.latent_dim != 2:
+        raise ValueError("this VAE is a video VAE: HFA Pyramid Encode needs the picture VAE of the SD1.5 or SD2.1 base")
+    subject = rgb(subject, "subject")
+    factor = vae.spacial_compression_encode()
+    if mode == GENERATE:
+        if subject.shape[0] != 1:
+            raise ValueError(
+                f"subject has {subject.shape[0]} pictures, mode generate takes one: choose mode edit, or pick one picture"
+            )
+    else:
+        height, width = subject.shape[1:3]
+        frames = subject.shape[0]
+    for name, side in (("width", width), ("height", height)):
+        if side % factor or side == 0:
+            below = side - side % factor
+            raise ValueError(
+                f"{name} is {side}, the VAE needs a multiple of {factor}: use {max(below, factor)} or {below + factor}"
+            )
+    if mode == GENERATE:
+        subject = fit(subject, height, width, fit_mode)
+        if frames > 1:
+            subject = torch.cat((subject, torch.zeros_like(subject)))
+    levels = []
+    for level_height, level_width in pyramid_sizes(height // factor, width // factor):
+        pixels = resize(subject.movedim(-1, 1), level_height * factor, level_width * factor).clamp(0.0, 1.0).movedim(1, -1)
+        levels.append(vae.encode(pixels)[None])
+    empty = torch.zeros(frames, *levels[0].shape[2:], dtype=levels[0].dtype)
+    return SubjectLatents(tuple(levels), frames, mode), empty

@@ -1,0 +1,18 @@
+"""The pack's nodes, as ComfyUI's V3 extension."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..magdiff_core.host.folders import register_folders
+from . import conditioning, keep_region, loaders, sampling, subject
+
+NODES = [node for module in (loaders, subject, conditioning, sampling, keep_region) for node in module.NODES]
+
+
+class MagDiffExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        register_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
