@@ -1,0 +1,58 @@
+"""`python -m magdiff_core.train {autoencoder,diffusion,export}`: trains the small model and writes its two files."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from ..host import session
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m magdiff_core.train", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, help_text in (("autoencoder", "first stage"), ("diffusion", "second stage, needs the first")):
+        command = commands.add_parser(name, help=help_text)
+        command.add_argument("--out", type=Path, required=True, help="folder for the state, the log and the results")
+        command.add_argument("--steps", type=int, help="stop after this many steps")
+        command.add_argument("--seconds", type=float, help="stop after this much work, over all resumed runs")
+        command.add_argument("--batch", type=int, help="pictures or clips a step")
+        command.add_argument("--rate", type=float, help="learning rate")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS") or 1))
+        command.add_argument("--resume", action="store_true", help="go on from the state in --out")
+        if name == "diffusion":
+            command.add_argument("--autoencoder", type=Path, required=True, help="autoencoder.pt of the first stage")
+    command = commands.add_parser("export", help="write the two model files")
+    command.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    command.add_argument("--autoencoder", type=Path, help="autoencoder.pt; untrained when left out")
+    command.add_argument("--diffusion", type=Path, help="state.pt of the second stage; untrained when left out")
+    options = vars(parser.parse_args(arguments))
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    session.start()
+    import torch
+
+    command = options.pop("command")
+    if command == "export":
+        from . import export
+
+        export.run(options["out"], options["autoencoder"], options["diffusion"])
+        return
+    torch.set_num_threads(options.pop("threads"))
+    options["folder"] = options.pop("out")
+    options = {name: value for name, value in options.items() if value is not None}
+    if command == "autoencoder":
+        from . import autoencoder
+
+        autoencoder.run(**options)
+    else:
+        from . import diffusion
+
+        diffusion.run(**options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""First stage: the autoencoder of the small model, on single frames of the procedural clips.
+
+The HFA branch encodes subjects on black and all-black frames, so both are part of the training pictures. The subject is a
+small part of a frame and carries the identity: its pixels weigh more.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ..data import procedural
+from ..host import own_checkpoint
+from .checkpoint import MovingAverage, load_state, save_state
+from .loop import Schedule, train
+
+logger = logging.getLogger("magdiff")
+
+SUBJECT_WEIGHT = 2.0
+LATENT_NOISE = 0.05
+LATENT_PENALTY = 1e-3
+
+
+def pictures(count: int, generator: torch.Generator, split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
+    """Random single frames; a quarter shows the subject on black, 1 in 32 is all black.
+
+    Returns:
+        pictures `[count, 3, 64, 64]` in -1..1 and subject_mask `[count, 1, 64, 64]`.
+    """
+    spec = procedural.sample(count, generator, split)
+    # a frame at a random time is the first frame of the same clip started later
+    time = torch.randint(procedural.FRAMES, (count,), generator=generator)
+    centre, size = procedural.trajectory(spec)
+    row = torch.arange(count)
+    spec = spec.replace(centre=centre[row, time], radius=spec.radius * size[row, time])
+    frames, subject_mask = procedural.render(spec, frames=1)
+    frames, subject_mask = frames[:, 0].permute(0, 3, 1, 2), subject_mask[:, :1]
+    draw = torch.rand(count, generator=generator)
+    visible = torch.where((draw < 0.25)[:, None, None, None], subject_mask, torch.ones_like(subject_mask))
+    visible = visible * (draw >= 1 / 32)[:, None, None, None]
+    return (frames * visible) * 2 - 1, subject_mask
+
+
+def reconstruction_loss(pictures: torch.Tensor, result: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """L1 + 2 MSE + 0.5 L1 of the gradients, each weighted by `weight [B, 1, h, w]`."""
+    difference = result - pictures
+    across = difference[..., 1:] - difference[..., :-1]
+    down = difference[..., 1:, :] - difference[..., :-1, :]
+    return (
+        (difference.abs() * weight).mean()
+        + 2 * (difference.square() * weight).mean()
+        + 0.5 * (across.abs() * weight[..., 1:]).mean()
+        + 0.5 * (down.abs() * weight[..., 1:, :]).mean()
+    )
+
+
+@torch.no_grad()
+def measure(autoencoder: torch.nn.Module, count: int = 256, seed: int = 99) -> dict[str, float]:
+    """PSNR in dB on held-out frames: whole pictures, and inside the subject mask (mean square errors averaged first)."""
+    spec = procedural.sample(count, torch.Generator().manual_seed(seed), "test")
+    frames, subject_mask = procedural.render(spec, frames=1)
+    source = frames[:, 0].permute(0, 3, 1, 2) * 2 - 1
+    result = torch.cat([autoencoder.decode(autoencoder.encode(part)).clamp(-1, 1) for part in source.split(32)])
+    error = (result - source).square()
+    decibel = lambda value: round(float(10 * torch.log10(4 / value)), 2)  # noqa: E731
+    return {
+        "psnr": decibel(error.mean()),
+        "subject_psnr": decibel((error * subject_mask).sum() / (3 * subject_mask.sum())),
+    }
+
+
+@torch.no_grad()
+def standardise(autoencoder: torch.nn.Module, count: int = 512, seed: int = 98) -> None:
+    """Folds mean and spread of the latents into the two 1x1 convolutions, so that the latents are standard as encoded."""
+    spec = procedural.sample(count, torch.Generator().manual_seed(seed))
+    frames = procedural.render(spec, frames=1)[0][:, 0].permute(0, 3, 1, 2) * 2 - 1
+    latents = torch.cat([autoencoder.encode(part) for part in frames.split(32)])
+    mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    channels = len(mean)
+    first, last = autoencoder.quant_conv, autoencoder.post_quant_conv
+    last.bias += (last.weight[:, :, 0, 0] * mean).sum(1)
+    last.weight *= spread[None, :, None, None]
+    first.weight[:channels] /= spread[:, None, None, None]
+    first.bias[:channels] = (first.bias[:channels] - mean) / spread
+
+
+def run(
+    folder: Path,
+    steps: int | None = None,
+    seconds: float | None = None,
+    batch: int = 16,
+    rate: float = 1.5e-3,
+    seed: int = 0,
+    resume: bool = False,
+    config: dict | None = None,
+) -> dict[str, float]:
+    """Trains the autoencoder; writes `autoencoder.pt` (averaged, standardised) into `folder` at each save.
+
+    Returns:
+        The measurements of the last one.
+    """
+    torch.manual_seed(seed)
+    config = config or own_checkpoint.MINI_CONFIG["autoencoder"]
+    autoencoder = own_checkpoint.build_autoencoder(config).requires_grad_(True)
+    parameters = dict(autoencoder.named_parameters())
+
+    def loss_of(generator: torch.Generator) -> torch.Tensor:
+        source, subject_mask = pictures(batch, generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            moments = autoencoder.quant_conv(autoencoder.encoder(source))
+            latent = moments[:, : config["embed_dim"]].float()
+            noise = torch.randn(latent.shape, generator=generator) * latent.detach().std() * LATENT_NOISE
+            result = autoencoder.decoder(autoencoder.post_quant_conv(latent + noise)).float()
+        weight = 1 + SUBJECT_WEIGHT * F.max_pool2d(subject_mask, 3, 1, 1)
+        return reconstruction_loss(source, result, weight) + LATENT_PENALTY * latent.square().mean()
+
+    measured: dict[str, float] = {}
+
+    def export(average: MovingAverage, step: int) -> None:
+        copy = own_checkpoint.build_autoencoder(config)
+        copy.load_state_dict({**copy.state_dict(), **average.values})
+        standardise(copy)
+        measured.update(measure(copy), step=step)
+        logger.info("autoencoder at step %d: %s", step, measured)
+        save_state(folder / "autoencoder.pt", {"weights": copy.state_dict(), "measured": dict(measured)})
+
+    schedule = Schedule(rate, steps, seconds, decay_from=0.5, weight_decay=0.0, average_decay=0.995, save_every=240.0)
+    train(parameters, loss_of, schedule, folder, seed, resume, export)
+    return measured
+
+
+def load(file: Path, config: dict | None = None) -> torch.nn.Module:
+    """The autoencoder that `run` wrote, frozen."""
+    autoencoder = own_checkpoint.build_autoencoder(config or own_checkpoint.MINI_CONFIG["autoencoder"])
+    autoencoder.load_state_dict(load_state(file)["weights"])
+    return autoencoder.requires_grad_(False).eval()
+
+

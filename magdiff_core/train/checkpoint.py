@@ -1,0 +1,60 @@
+"""Training state on disk: written whole or not at all, and resumed to the very same state."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def write_atomically(path: str | os.PathLike, write) -> None:
+    """Calls `write(temporary_path)`, then moves the result to `path` in one step.
+
+    When `write` raises, or the process dies in it, an older file at `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_state(path: str | os.PathLike, state: dict) -> None:
+    """Writes a dictionary of tensors, numbers, strings and nested containers of them."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(path: str | os.PathLike) -> dict:
+    """Reads what `save_state` wrote, on the CPU, without running any code from the file."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class MovingAverage:
+    """Exponential moving average of named parameters, `[name] -> tensor`.
+
+    The decay starts low, `(1 + n) / (10 + n)` after n updates, so that the random start is forgotten soon.
+    """
+
+    def __init__(self, parameters: dict[str, torch.Tensor], decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.values = {name: value.detach().clone() for name, value in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: dict[str, torch.Tensor]) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        names = list(self.values)
+        torch._foreach_lerp_([self.values[n] for n in names], [parameters[n].detach() for n in names], 1 - decay)
+
+    def state_dict(self) -> dict:
+        return {"updates": self.updates, "values": self.values}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.updates = state["updates"]
+        for name, value in self.values.items():
+            value.copy_(state["values"][name])
