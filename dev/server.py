@@ -145,10 +145,9 @@ class ComfyServer:
 
     def _check_imports(self) -> None:
         text = log_end(self.log, 100000)
-        if "IMPORT FAILED" in text:
-            at = text.find("Traceback")
-            detail = text[at if at >= 0 else 0 :][:4000]
-            raise DevError(f"ComfyUI could not import every node pack:\n{detail}")
+        if any("IMPORT FAILED" in line and PACK_NAME in line for line in text.splitlines()):
+            at = max(text.find("Traceback"), 0)
+            raise DevError(f"ComfyUI could not import this pack:\n{text[at:][:4000]}")
 
     def log_end(self, lines: int = 40) -> str:
         return log_end(self.log, lines)

@@ -1,0 +1,87 @@
+"""Fixtures that need ComfyUI, and the option --no-skips."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Both the clone and ComfyUI have a top-level `nodes`; ComfyUI's must be found first, however pytest was started.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT] + [str(ROOT)]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="count a skipped test as a failure")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    skipped = _skipped(session.config)
+    if session.config.getoption("--no-skips") and skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--no-skips") and _skipped(config):
+        terminalreporter.write_line("--no-skips: the skipped tests above make this run fail", red=True)
+
+
+def _skipped(config: pytest.Config) -> list:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return reporter.stats.get("skipped", []) if reporter else []
+
+
+@pytest.fixture(scope="session")
+def comfy_session(tmp_path_factory: pytest.TempPathFactory):
+    """ComfyUI's libraries in this process, on the CPU, with a temporary base directory.
+
+    Gives the module magdiff_core.host.session; afterwards `import comfy`, `folder_paths` and `nodes` are ComfyUI's.
+    """
+    from magdiff_core.host import session
+
+    from dev.server import make_base
+
+    session.start(make_base(tmp_path_factory.mktemp("in-process"), None), ("--cpu",))
+    return session
+
+
+@pytest.fixture(scope="session")
+def pack(comfy_session) -> dict[str, type]:
+    """Our node classes by node id, loaded by ComfyUI's own loader."""
+    return comfy_session.load_pack(ROOT)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """A running ComfyUI with our pack; its path has a space and a letter outside ASCII on purpose."""
+    from comfy_server import RunningServer
+
+    running = RunningServer(tmp_path_factory.mktemp("server") / "base with ü")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def page(server, tmp_path: Path):
+    """ComfyUI's page in a fresh headless browser, ready for use; fails at the end if a script raised.
+
+    Skipped when there is no Chrome, Chromium or Edge.  See tests/browser/driver.py for what to do with it.
+    """
+    from browser import driver
+
+    from dev import browser
+
+    chrome = browser.find()
+    if chrome is None:
+        pytest.skip("SKIPPED: no Chrome, Chromium or Edge found (CHROME_PATH names one)")
+    with driver.launched(chrome, tmp_path / "profile") as opened:
+        driver.open_app(opened, server.url)
+        yield opened
+        screenshots = os.environ.get("MAGDIFF_SCREENSHOTS")
+        if screenshots:
+            Path(screenshots).mkdir(parents=True, exist_ok=True)
+            opened.screenshot(path=str(Path(screenshots) / f"{tmp_path.name}.png"))
+        assert not opened.script_errors, opened.script_errors
