@@ -1,0 +1,39 @@
+"""The parity command, for the command line and for tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ..session import start
+from .fixture import load_fixture
+
+
+def run(path: str | Path, write: Callable[[str], object] = print) -> int:
+    """Print a line for each stored tensor of `path` and a summary as the last one.
+
+    Returns 0 when all covered tensors are within tolerance, 1 when one is over, 2 when the file cannot be used.
+    """
+    start()
+    import torch
+
+    from . import magdiff
+    from .report import OVER, compare, summary
+
+    formats = (magdiff,)
+    try:
+        fixture = load_fixture(path)
+        parity = next((module for module in formats if module.recognises(fixture)), None)
+        if parity is None:
+            raise ValueError(f"{path}: the weights (sd.*) are of no layout that is compared here; known: MagDiff, VidRD")
+        with torch.inference_mode():
+            computed = parity.compute(fixture)
+    except (ValueError, KeyError) as error:
+        print(f"parity: {error}", file=sys.stderr)
+        return 2
+    comparisons = compare(fixture.stored, computed, parity.tolerance)
+    for comparison in comparisons:
+        write(str(comparison))
+    write(summary(comparisons))
+    return int(any(comparison.verdict == OVER for comparison in comparisons))

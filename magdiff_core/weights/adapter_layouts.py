@@ -1,0 +1,52 @@
+"""Which layout a file has, and its weights in the adapter format."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..adapter import FORMAT, PARTS, AdapterConfig
+from .foreign import describe
+from .released import layout_of, read_released
+
+_log = logging.getLogger("magdiff")
+
+ADAPTER = "adapter"
+RELEASED = "released"
+
+
+def kind_of(keys: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | None:
+    """`ADAPTER` for our own format, `RELEASED` for a whole MagDiff or VidRD model, None for any other file."""
+    if metadata.get("format") == FORMAT:
+        return ADAPTER
+    return RELEASED if layout_of(keys) else None
+
+
+def read_adapter_weights(
+    state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[dict[str, Tensor], AdapterConfig]:
+    """Weights named as in `magdiff_core.adapter`, and their configuration.
+
+    Takes our own format and, out of a released MagDiff or VidRD checkpoint, what it adds to a base. Raises ValueError for
+    any other file, saying what it seems to be.
+    """
+    kind = kind_of(state_dict, metadata)
+    if kind == ADAPTER:
+        return dict(state_dict), AdapterConfig.from_metadata(metadata)
+    if kind == RELEASED:
+        released = read_released(state_dict)
+        _log.warning(
+            "this is a whole %s model: only its %d adapter tensors are used, its own fine-tuned base is not. "
+            "Load MagDiff Checkpoint uses both",
+            released.layout,
+            len(released.adapter),
+        )
+        return released.adapter, released.config
+    if any(key.startswith(PARTS) for key in state_dict):
+        raise ValueError(
+            f"this file holds adapter weights, but its metadata has no format {FORMAT!r}: it was re-saved by a program that drops "
+            "metadata. Use the original file"
+        )
+    raise ValueError(f"this file holds no MagDiff adapter: {describe(state_dict)}")
