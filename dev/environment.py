@@ -122,7 +122,7 @@ class Environment:
     def variables(self) -> dict[str, str]:
         """Environment variables of the server: the packages that its tree pins, and the shim where there is one."""
         env = dict(os.environ)
-        for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
+        for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
             env.pop(name, None)
         env["PYTHONPATH"] = str(self.pinned_packages)
         env["PYTHONUTF8"] = "1"
