@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import comfy.utils
 import torch
 from torch import Tensor
 
 from ..adapter import BASE_PREFIX, AdapterConfig, adapter_from_state_dict
 from ..weights.adapter_layouts import read_adapter_weights
 from .names import PATCH_KEY
+from .tensor_file import load_tensors
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,3 @@ def load_adapter_file(path: str) -> LoadedAdapter:
 
 def _rebuild(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     return load_adapter_file(path).patcher
-
-
-def load_tensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file or of a pickle read by weights-only loading.
-
-    Raises ValueError naming the file when it is truncated, is no weights file, or is a pickle that wants to run code.
-    """
-    try:
-        state_dict, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    except Exception as error:
-        raise ValueError(f"cannot read {path}: it is damaged, cut short, or not a weights file ({error})") from error
-    return state_dict, metadata or {}

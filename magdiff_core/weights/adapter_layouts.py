@@ -24,9 +24,7 @@ def kind_of(keys: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | No
     return RELEASED if layout_of(keys) else None
 
 
-def read_adapter_weights(
-    state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> tuple[dict[str, Tensor], AdapterConfig]:
+def read_adapter_weights(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], AdapterConfig]:
     """Weights named as in `magdiff_core.adapter`, and their configuration.
 
     Takes our own format and, out of a released MagDiff or VidRD checkpoint, what it adds to a base. Raises ValueError for

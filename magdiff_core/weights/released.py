@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..adapter import AdapterConfig, ImageEncoderConfig
-from .unet_names import UnetNames
+from .unet_names import UnetNames, transformer_blocks
 
 MAGDIFF = "MagDiff"
 VIDRD = "VidRD"
@@ -28,7 +28,9 @@ _TEMP_CONV_PLACES = {
     for layer, first in enumerate((0, 4, 8, 12))
     for offset, name in ((0, "norm"), (3, "conv"))
 }
-_IN_BLOCK = re.compile(r"(?P<site>.+\.transformer_blocks\.\d+)\.(?P<rest>temp_attn\..+|temp_norm\..+|attn2\.(?:to_[kv]_ip|\w+_scale).*)")
+_IN_BLOCK = re.compile(
+    r"(?P<site>.+\.transformer_blocks\.\d+)\.(?P<rest>temp_attn\..+|temp_norm\..+|attn2\.(?:to_[kv]_ip|\w+_scale).*)"
+)
 _TEMP_ATTN = {
     "temp_norm.weight": "norm.weight",
     "temp_norm.bias": "norm.bias",
@@ -133,9 +135,7 @@ def _config(layout: str, adapter: Mapping[str, Tensor]) -> AdapterConfig:
     )
 
 
-def _sort_unet(
-    source: Mapping[str, Tensor], layout: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def _sort_unet(source: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Base weights by LDM name, temporal part, image stream."""
     names = UnetNames.of(source)
     base: dict[str, Tensor] = {}
@@ -179,9 +179,8 @@ def _check_complete(
     temporal: Mapping[str, Tensor],
     image: Mapping[str, Tensor],
 ) -> None:
-    blocks = sorted({match[0] for key in base if (match := re.match(r".+\.transformer_blocks\.\d+(?=\.)", key))})
-    expected = ["input_blocks.0.0.weight", "out.2.weight"]
-    expected += [f"{site}.in_layers.0.weight" for site in names.res_blocks()]
+    blocks = transformer_blocks(base)
+    expected = names.required(base)
     for site in names.res_blocks():
         places = _TEMP_CONV_PLACES.values()
         expected += [f"temporal.conv.{site}.{place}.{tensor}" for place in places for tensor in ("weight", "bias")]

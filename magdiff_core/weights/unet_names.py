@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 _RES_BLOCK = {
     "norm1": "in_layers.0",
@@ -21,6 +23,11 @@ _OUTSIDE_BLOCKS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
+_ATTENTION = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
+_TRANSFORMER_BLOCK = (
+    *(f"attn{i}.{name}" for i in (1, 2) for name in _ATTENTION),
+    *(f"{name}.{tensor}" for name in ("norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2") for tensor in ("weight", "bias")),
+)
 _LAYER = re.compile(
     r"(?:(?P<side>down|up)_blocks\.(?P<level>\d+)|mid_block)"
     r"\.(?P<kind>resnets|attentions|temp_convs|downsamplers|upsamplers)\.(?P<index>\d+)\.(?P<rest>.+)"
@@ -49,6 +56,23 @@ class UnetNames:
         down = [f"input_blocks.{1 + (self.layers + 1) * b + i}.0" for b in range(self.levels) for i in range(self.layers)]
         up = [f"output_blocks.{i}.0" for i in range(self.levels * (self.layers + 1))]
         return [*down, "middle_block.0", "middle_block.2", *up]
+
+    def required(self, found: Mapping[str, Tensor]) -> list[str]:
+        """LDM names that a UNet of this shape must have. `found` (by LDM name) tells where widths change and transformers are."""
+        modules = [*_OUTSIDE_BLOCKS.values()]
+        for site in self.res_blocks():
+            modules += [f"{site}.{part}" for part in _RES_BLOCK.values() if part != "skip_connection"]
+            norms = [found.get(f"{site}.{part}.weight") for part in ("in_layers.0", "out_layers.0")]
+            if None not in norms and norms[0].shape != norms[1].shape:
+                modules.append(f"{site}.skip_connection")
+        for level in range(self.levels - 1):
+            modules.append(self.ldm(f"down_blocks.{level}.downsamplers.0.conv.weight").removesuffix(".weight"))
+            modules.append(self.ldm(f"up_blocks.{level}.upsamplers.0.conv.weight").removesuffix(".weight"))
+        blocks = transformer_blocks(found)
+        for transformer in sorted({block.partition(".transformer_blocks.")[0] for block in blocks}):
+            modules += [f"{transformer}.{part}" for part in ("norm", "proj_in", "proj_out")]
+        whole = [f"{module}.{tensor}" for module in modules for tensor in ("weight", "bias")]
+        return whole + [f"{block}.{name}" for block in blocks for name in _TRANSFORMER_BLOCK]
 
     def ldm(self, key: str) -> str | None:
         """The LDM name of `key`; None where LDM has no such layer.
@@ -82,3 +106,8 @@ class UnetNames:
         if kind == "temp_convs":
             rest = f"temp_conv.{rest}"
         return f"{block}.{place}.{rest}"
+
+
+def transformer_blocks(keys: Iterable[str]) -> list[str]:
+    """LDM names of the transformer blocks that `keys` belong to, sorted."""
+    return sorted({match[0] for key in keys if (match := re.match(r".+\.transformer_blocks\.\d+(?=\.)", key))})

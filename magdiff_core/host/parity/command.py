@@ -30,7 +30,7 @@ def run(path: str | Path, write: Callable[[str], object] = print) -> int:
         with torch.inference_mode():
             computed = parity.compute(fixture)
     except (ValueError, KeyError) as error:
-        print(f"parity: {error}", file=sys.stderr)
+        sys.stderr.write(f"parity: {error}\n")
         return 2
     comparisons = compare(fixture.stored, computed, parity.tolerance)
     for comparison in comparisons:

@@ -113,9 +113,7 @@ def _as_is(x: Tensor) -> Tensor:
     return x
 
 
-def _observe_block(
-    wanted: list[str], observer: Observer, model: ModelPatcher, adapter: MagDiffAdapter, shown: _Shown
-) -> None:
+def _observe_block(wanted: list[str], observer: Observer, model: ModelPatcher, adapter: MagDiffAdapter, shown: _Shown) -> None:
     """The first transformer block, `down_blocks.0.attentions.0.transformer_blocks.0`."""
     site = "input_blocks.1.1.transformer_blocks.0"
     block: BasicTransformerBlock = model.model.diffusion_model.get_submodule(site)

@@ -40,7 +40,7 @@ class Observer:
         self._order = kwargs["transformer_options"]["cond_or_uncond"]
 
     def _call_ends(self, unet, args, kwargs, out: Tensor) -> None:
-        for number, row in zip(self._order, out.detach().float().cpu().chunk(len(self._order))):
+        for number, row in zip(self._order, out.detach().float().cpu().chunk(len(self._order)), strict=True):
             self._rows[number] = row
         if len(self._rows) == 2:
             self.outputs.append((self._rows[1], self._rows[COND]))

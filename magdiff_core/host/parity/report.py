@@ -37,7 +37,7 @@ def like_stored(computed: Tensor, stored: Tensor) -> Tensor:
     """Thin out `computed` to the grid of `stored`: every k-th element of a side that was stored k times smaller."""
     if computed.ndim != stored.ndim:
         raise ValueError(f"computed {tuple(computed.shape)}, stored {tuple(stored.shape)}")
-    for dim, (full, kept) in enumerate(zip(computed.shape, stored.shape)):
+    for dim, (full, kept) in enumerate(zip(computed.shape, stored.shape, strict=True)):
         if full != kept:
             step = math.ceil(full / kept)
             computed = computed[(slice(None),) * dim + (slice(None, None, step),)]
@@ -56,14 +56,10 @@ def largest_difference(computed: Tensor, stored: Tensor) -> float:
     return float(difference.max()) if torch.isfinite(difference).all() else math.inf
 
 
-def compare(
-    stored: Mapping[str, Tensor], computed: Mapping[str, Tensor], tolerance: Callable[[str], float]
-) -> list[Comparison]:
+def compare(stored: Mapping[str, Tensor], computed: Mapping[str, Tensor], tolerance: Callable[[str], float]) -> list[Comparison]:
     """One `Comparison` for each stored tensor, in the order of their names."""
     return [
-        Comparison(name, largest_difference(computed[name], value), tolerance(name))
-        if name in computed
-        else Comparison(name)
+        Comparison(name, largest_difference(computed[name], value), tolerance(name)) if name in computed else Comparison(name)
         for name, value in sorted(stored.items())
     ]
 

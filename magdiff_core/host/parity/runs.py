@@ -77,4 +77,4 @@ def sample_ddim(
     )
     after = [*before[1:], model.model.process_latent_in(final).float().cpu()]
     called = model.get_model_object("model_sampling").timestep(sigmas[:-1]).long().cpu()
-    return called, [x / (1.0 + sigma**2).sqrt() for x, sigma in zip(after, sigmas[1:])]
+    return called, [x / (1.0 + sigma**2).sqrt() for x, sigma in zip(after, sigmas[1:], strict=True)]

@@ -1,0 +1,100 @@
+"""Load a whole released model, `MagDiff.pth` or VidRD's `ModelT2V.pth`, into the parts that ComfyUI's nodes take."""
+
+from __future__ import annotations
+
+import comfy.model_detection
+import comfy.sd
+import comfy.utils
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..weights.released import ReleasedCheckpoint, read_released
+from .adapter_file import adapter_patcher
+from .attach import apply_adapter
+from .call import PartStrengths
+from .loaded_checkpoint import LoadedCheckpoint
+from .tensor_file import load_tensors
+
+
+def load_full_checkpoint(path: str) -> LoadedCheckpoint:
+    """MODEL with the file's adapter at full strength, CLIP and VAE where the file has them; never an image encoder.
+
+    Raises ValueError when the file is damaged, of another layout, incomplete, or of a size that ComfyUI does not know.
+    """
+    released = _read(path)
+    base = _base_model(released)
+    base.cached_patcher_init = (_reload_base, (path,))
+    adapter = adapter_patcher(released.adapter, released.config)
+    adapter.patcher.cached_patcher_init = (_reload_adapter, (path,))
+    clip = vae = None
+    if released.text_encoder:
+        clip = _clip(released.text_encoder)
+        clip.patcher.cached_patcher_init = (_reload_clip, (path,))
+    if released.vae:
+        vae = _vae(released.vae)
+        vae.patcher.cached_patcher_init = (_reload_vae, (path,))
+    return LoadedCheckpoint(apply_adapter(base, adapter, PartStrengths()), clip, vae)
+
+
+def _read(path: str) -> ReleasedCheckpoint:
+    state_dict, _ = load_tensors(path)
+    try:
+        return read_released(state_dict)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _base_model(released: ReleasedCheckpoint, disable_dynamic: bool = False) -> ModelPatcher:
+    if comfy.model_detection.model_config_from_unet(released.unet, "") is None:
+        width, context = (
+            next((w.shape[side] for k, w in released.unet.items() if k.endswith(ending)), 0)
+            for ending, side in (("input_blocks.0.0.weight", 0), ("attn2.to_k.weight", 1))
+        )
+        raise ValueError(
+            f"a {released.layout} UNet of another size: {width} channels and a text width of {context}; "
+            "ComfyUI knows 320 with 1024 (SD2.1) and 320 with 768 (SD1.5)"
+        )
+    return comfy.sd.load_diffusion_model_state_dict(dict(released.unet), disable_dynamic=disable_dynamic)
+
+
+def _clip(text_encoder: dict[str, Tensor], disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """SD2.1's text encoder as transformers saves it: 23 layers, the last of which is read.
+
+    ComfyUI builds 24 and reads the last but one. The missing one would hold whatever was in memory, so it is given the
+    weights of the one before; nothing reads its output but the pooled vector, which an SD2.1 UNet does not take.
+    """
+    layers = "text_model.encoder.layers."
+    weights = dict(text_encoder)
+    if f"{layers}22.mlp.fc1.weight" in weights and f"{layers}23.mlp.fc1.weight" not in weights:
+        weights.update({key.replace("22.", "23.", 1): w for key, w in text_encoder.items() if key.startswith(f"{layers}22.")})
+    return comfy.sd.load_text_encoder_state_dicts(
+        [weights],
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
+        disable_dynamic=disable_dynamic,
+    )
+
+
+def _vae(weights: dict[str, Tensor]) -> comfy.sd.VAE:
+    vae = comfy.sd.VAE(sd=dict(weights))
+    if vae.first_stage_model is None:
+        raise ValueError(f"the file's autoencoder (vae.*, {len(weights)} tensors) is of no kind that ComfyUI knows")
+    return vae
+
+
+def _reload_base(path: str, disable_dynamic: bool = False) -> ModelPatcher:
+    return _base_model(_read(path), disable_dynamic)
+
+
+def _reload_adapter(path: str, disable_dynamic: bool = False) -> ModelPatcher:
+    released = _read(path)
+    return adapter_patcher(released.adapter, released.config).patcher
+
+
+def _reload_clip(path: str, disable_dynamic: bool = False) -> ModelPatcher:
+    return _clip(_read(path).text_encoder, disable_dynamic).patcher
+
+
+def _reload_vae(path: str, disable_dynamic: bool = False) -> ModelPatcher:
+    return _vae(_read(path).vae).patcher

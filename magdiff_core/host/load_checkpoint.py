@@ -1,0 +1,42 @@
+"""Load any checkpoint that holds a whole model, recognised by its keys and metadata."""
+
+from __future__ import annotations
+
+import comfy.sd
+import folder_paths
+
+from ..weights.adapter_layouts import ADAPTER, RELEASED, kind_of
+from ..weights.foreign import describe
+from .foreign_checkpoint import load_full_checkpoint
+from .loaded_checkpoint import LoadedCheckpoint
+from .own_checkpoint import is_own_checkpoint, load_own_checkpoint
+from .tensor_file import load_tensors
+
+
+def load_checkpoint(path: str) -> LoadedCheckpoint:
+    """The small model of this pack, `MagDiff.pth`, VidRD, or any checkpoint that ComfyUI itself loads.
+
+    Raises ValueError naming the file for an adapter, which is no whole model, and for a file that is of no known kind, damaged
+    or incomplete.
+    """
+    state_dict, metadata = load_tensors(path)
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    if is_own_checkpoint(metadata):
+        return load_own_checkpoint(path, embeddings)
+    kind = kind_of(state_dict, metadata)
+    if kind == ADAPTER:
+        raise ValueError(
+            f"{path} is a MagDiff adapter, which holds no base model: load a base with Load Checkpoint and put the adapter on it "
+            "with Apply MagDiff Adapter"
+        )
+    if kind == RELEASED:
+        return load_full_checkpoint(path)
+    try:
+        model, clip, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(
+            path, output_clipvision=True, embedding_directory=embeddings
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds no model that can be loaded: {describe(state_dict)}") from error
+    if vae is not None and vae.first_stage_model is None:
+        vae = None
+    return LoadedCheckpoint(model, clip, vae, clip_vision)
