@@ -28,7 +28,8 @@ def resize(pictures: Tensor, height: int, width: int) -> Tensor:
     """Antialiased bilinear resize of `[N, C, H, W]` to `[N, C, height, width]`; the same tensor when nothing changes."""
     if pictures.shape[-2:] == (height, width):
         return pictures
-    return nn.functional.interpolate(pictures, size=(height, width), mode="bilinear", antialias=True)
+    # In float32, because PyTorch's antialiased resize has no half-precision kernels on the CPU.
+    return nn.functional.interpolate(pictures.float(), size=(height, width), mode="bilinear", antialias=True).to(pictures)
 
 
 def fit(pictures: Tensor, height: int, width: int, mode: str = "crop") -> Tensor:
