@@ -32,7 +32,9 @@ class LoadedAdapter:
         """Raise ValueError when a difference was made to another base: by shape, and by hash where the file has one."""
         weights = model.model_state_dict("diffusion_model.")
         for key, difference in self.base_differences.items():
-            base = weights.get(f"diffusion_model.{key}")
+            # Weights in memory may carry the patches of an earlier run; the backup is the base's own.
+            backup = model.backup.get(f"diffusion_model.{key}")
+            base = weights.get(f"diffusion_model.{key}") if backup is None else backup.weight
             if base is None or base.shape != difference.shape:
                 found = "is missing" if base is None else f"has shape {tuple(base.shape)}"
                 raise ValueError(

@@ -6,6 +6,8 @@ ComfyUI loads, offloads and frees it like any other.
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
@@ -58,12 +60,16 @@ def _detach(model: ModelPatcher) -> None:
 
 def _detach_base_differences(model: ModelPatcher, adapter_patcher: ModelPatcher) -> None:
     ours = {id(difference) for difference in adapter_patcher.attachments.get(PATCH_KEY, {}).values()}
+    if not ours:
+        return
     for key, patches in list(model.patches.items()):
         kept = [patch for patch in patches if not any(id(t) in ours for t in _patch_tensors(patch))]
         if kept:
             model.patches[key] = kept
         else:
             del model.patches[key]
+    # Core tells by this number whether the weights in memory are those of this clone.
+    model.patches_uuid = uuid4()
 
 
 def _patch_tensors(patch: tuple) -> tuple:
@@ -91,7 +97,7 @@ def apply_adapter(model: ModelPatcher, loaded: LoadedAdapter, strengths: PartStr
         _detach_base_differences(model, before)
         _detach(model)
     adapter = loaded.patcher.model
-    check_base(model.model, adapter)
+    check_base(model, adapter)
 
     has_temporal = adapter.temporal is not None and strengths.temporal > 0.0
     has_image = adapter.apa is not None and strengths.image_stream > 0.0

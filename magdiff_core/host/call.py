@@ -89,35 +89,33 @@ class Call:
 
     def image_key_value(self, site: str, like: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all image tokens of this window `[clips, F * L, C]`, the same tokens for every frame of a clip."""
-        entries = self.tokens.frame_entries(self.total_frames, self.window)
+        index = self._index(self.tokens.frame_entries(self.total_frames, self.window), like)
 
-        def compute() -> tuple[Tensor, Tensor]:
+        def project() -> tuple[Tensor, ...]:
             tokens = self.image_tokens(like)
-            index = torch.tensor(entries, device=like.device)
+            projected = self.adapter.apa.find(site).key_value(tokens.flatten(1, 2))
+            return tuple(states.unflatten(1, tokens.shape[1:3]) for states in projected)
 
-            def by_frame(projected: Tensor) -> Tensor:
-                # Project each entry once, then lay them out by frame: black frames share one.
-                laid_out = projected.unflatten(1, tokens.shape[1:3]).index_select(1, index).flatten(1, 2)
-                return laid_out.expand(self.clips, -1, -1)
-
-            key, value = self.adapter.apa.find(site).key_value(tokens.flatten(1, 2))
-            return by_frame(key), by_frame(value)
-
-        key = ("image key value", site, self.tokens.key, tuple(entries), self.clips, like.device, like.dtype)
-        return self.cache.get(key, compute)
+        # Each entry is projected once a run. Only the layout by frame is made at each call: black frames share an entry, and
+        # keeping a layout for every window of a long clip would fill the memory.
+        projected = self.cache.get(("image key value", site, self.tokens.key, like.device, like.dtype), project)
+        key, value = (states.index_select(1, index).flatten(1, 2).expand(self.clips, -1, -1) for states in projected)
+        return key, value
 
     def subject_term(self, like: Tensor) -> Tensor:
         """`conv_z(z_s)` of this window `[clips or 1, F, C0, h, w]`."""
         latents, area = self.latents.latents, self.latents.area
-        entries = latents.frame_entries(self.window)
 
         def compute() -> Tensor:
             levels = [self.scale_latent(level.flatten(0, 1).to(like)) for level in latents.levels]
-            term = self.adapter.hfa(levels).unflatten(0, latents.levels[0].shape[:2])
-            if area is not None:
-                height, width, top, left = area
-                term = term[..., top : top + height, left : left + width]
-            return term.index_select(1, torch.tensor(entries, device=like.device))
+            return self.adapter.hfa(levels).unflatten(0, latents.levels[0].shape[:2])
 
-        key = ("subject term", latents.key, area, tuple(entries), like.device, like.dtype)
-        return self.cache.get(key, compute)
+        term = self.cache.get(("subject term", latents.key, like.device, like.dtype), compute)
+        if area is not None:
+            height, width, top, left = area
+            term = term[..., top : top + height, left : left + width]
+        return term.index_select(1, self._index(latents.frame_entries(self.window), like))
+
+    def _index(self, entries: list[int], like: Tensor) -> Tensor:
+        key = ("index", tuple(entries), like.device)
+        return self.cache.get(key, lambda: torch.tensor(entries, device=like.device))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel, VideoResBlock
+from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
 from torch import Tensor
 
 from ..adapter import AdapterConfig, MagDiffAdapter
@@ -12,7 +14,14 @@ from .call import PartStrengths
 from .conds import EDIT, SubjectLatents, SubjectTokens, attached
 from .names import PATCH_KEY, SETTINGS
 
-PREDICTION_OF_MODEL_TYPE = {"EPS": "eps", "V_PREDICTION": "v"}
+_PREDICTIONS = ((EDM, "EDM"), (V_PREDICTION, "v"), (X0, "x0"), (EPS, "eps"))
+"""Prediction in words by core's class; those that inherit from others come first."""
+
+
+def prediction_of(model: ModelPatcher) -> str:
+    """What `model` predicts: "eps", "v", or core's name for anything else. Honours ModelSamplingDiscrete."""
+    sampling = model.get_model_object("model_sampling")
+    return next((name for kind, name in _PREDICTIONS if isinstance(sampling, kind)), type(sampling).__name__)
 
 
 def _module(unet: UNetModel, site: str, kind: type) -> torch.nn.Module:
@@ -36,20 +45,21 @@ def _same_width(site: str, what: str, adapter: int, base: int) -> None:
         )
 
 
-def check_base(base_model, adapter: MagDiffAdapter) -> None:
-    """Raise ValueError when `adapter` was not made for `base_model` (a comfy BaseModel): class, prediction, scale, widths."""
-    unet, config = base_model.diffusion_model, adapter.config
+def check_base(model: ModelPatcher, adapter: MagDiffAdapter) -> None:
+    """Raise ValueError when `adapter` was not made for the base of `model`: class, prediction, scale, widths."""
+    base_model, config = model.model, adapter.config
+    unet = base_model.diffusion_model
     if not isinstance(unet, UNetModel):
         raise ValueError(
             f"Apply MagDiff Adapter needs a UNet of Stable Diffusion 1.5 or 2.1 shape, this MODEL is a {type(unet).__name__}"
         )
     if any(isinstance(layer, (SpatialVideoTransformer, VideoResBlock)) for layer in unet.modules()):
         raise ValueError("this MODEL has temporal layers of its own (Stable Video Diffusion): load an SD1.5 or SD2.1 checkpoint")
-    prediction = PREDICTION_OF_MODEL_TYPE.get(base_model.model_type.name, base_model.model_type.name)
+    prediction = prediction_of(model)
     if prediction != config.prediction:
         raise ValueError(
-            f"the adapter was trained for {config.prediction} prediction, this MODEL predicts {prediction} "
-            f"(ModelSamplingDiscrete changes that by force): load {config.base}"
+            f"the adapter was trained for {config.prediction} prediction, this MODEL predicts {prediction}: load {config.base}. "
+            "If core took the checkpoint for the wrong kind, put ModelSamplingDiscrete before Apply MagDiff Adapter"
         )
     scale = base_model.latent_format.scale_factor
     if abs(scale - config.latent_scale) > 1e-4 * config.latent_scale:
@@ -87,12 +97,12 @@ def check_other_handlers(transformer_options: dict) -> None:
             )
 
 
-def check_run(model_patcher, conds: dict[str, list[dict]], noise: Tensor) -> None:
+def check_run(model_patcher: ModelPatcher, conds: dict[str, list[dict]], noise: Tensor, latent_image: Tensor) -> None:
     """Raise ValueError when what is attached to `conds` (as core converted them) cannot run with this noise `[F, C, h, w]`."""
     adapter: MagDiffAdapter = model_patcher.get_additional_models_with_key(PATCH_KEY)[0].model
     strengths: PartStrengths = model_patcher.model_options["transformer_options"][SETTINGS]
-    if not torch.isfinite(noise).all():
-        raise ValueError("the noise holds NaN or infinite values")
+    for name, tensor in (("the noise", noise), ("the LATENT", latent_image)):
+        check_finite(name, tensor)
     for items in conds.values():
         for item in items:
             ours = attached(item.get("model_conds", {}))
@@ -100,6 +110,13 @@ def check_run(model_patcher, conds: dict[str, list[dict]], noise: Tensor) -> Non
                 check_tokens(ours["tokens"], adapter, noise.shape[0])
             if "latents" in ours and strengths.pyramid > 0.0:
                 check_latents(ours["latents"], adapter, noise.shape)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise ValueError when `tensor` holds NaN or infinity."""
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if bad:
+        raise ValueError(f"{name} holds {bad} values that are NaN or infinite: look at the node that made it")
 
 
 def check_tokens(tokens: SubjectTokens, adapter: MagDiffAdapter, frames: int) -> None:
@@ -115,6 +132,7 @@ def check_tokens(tokens: SubjectTokens, adapter: MagDiffAdapter, frames: int) ->
             f"the adapter reads the {layer} layer of the image encoder, clip_vision_output holds {', '.join(tokens.layers)}"
         )
     check_token_width(tokens.layers[layer].shape[-1], adapter.config)
+    check_finite("clip_vision_output", tokens.layers[layer])
     tokens.frame_entries(frames, range(frames))
 
 
@@ -143,6 +161,8 @@ def check_latents(latents: SubjectLatents, adapter: MagDiffAdapter, noise_shape:
             f"the LATENT has {frames} frames, the conditioning {latents.frames} ({source}): "
             "wire the LATENT that HFA Pyramid Encode returns. One run makes one clip, queue several for several"
         )
+    for level in latents.levels:
+        check_finite("the subject latent of HFA Pyramid Encode", level)
     base = latents.levels[0].shape
     if tuple(base[-3:]) != (channels, height, width):
         raise ValueError(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..alignment.hfa import fit, pyramid_sizes, resize
 from .attach import adapter_of
-from .checks import check_token_width
+from .checks import check_finite, check_token_width
 from .conds import GENERATE, SubjectLatents, SubjectTokens
 
 ENCODE_CHUNK = 16
@@ -16,12 +16,16 @@ ENCODE_CHUNK = 16
 
 
 def rgb(pictures: Tensor, name: str) -> Tensor:
-    """IMAGE `[F, H, W, 1, 3 or 4]` -> `[F, H, W, 3]`: grey is repeated, alpha dropped. Raises ValueError for other shapes, NaN."""
+    """IMAGE `[F, H, W, 1, 3 or 4]` -> `[F, H, W, 3]`: grey is repeated, transparent pixels turn black ("no subject").
+
+    Raises ValueError for other shapes, NaN and infinity.
+    """
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3, 4) or pictures.shape[0] == 0:
         raise ValueError(f"{name} has shape {tuple(pictures.shape)}: an IMAGE [frames, height, width, 3] is needed")
-    if not torch.isfinite(pictures).all():
-        raise ValueError(f"{name} holds NaN or infinite pixels: look at the node that made it")
-    return pictures.expand(-1, -1, -1, 3) if pictures.shape[-1] == 1 else pictures[..., :3]
+    check_finite(name, pictures)
+    if pictures.shape[-1] == 4:
+        return pictures[..., :3] * pictures[..., 3:]
+    return pictures.expand(-1, -1, -1, 3)
 
 
 def encode_subject_tokens(model, clip_vision, subject: Tensor):
@@ -97,5 +101,5 @@ def encode_subject_pyramid(
     for level_height, level_width in pyramid_sizes(height // factor, width // factor):
         pixels = resize(subject.movedim(-1, 1), level_height * factor, level_width * factor).clamp(0.0, 1.0).movedim(1, -1)
         levels.append(vae.encode(pixels)[None])
-    empty = torch.zeros(frames, *levels[0].shape[2:], dtype=levels[0].dtype)
+    empty = levels[0].new_zeros(frames, *levels[0].shape[2:])
     return SubjectLatents(tuple(levels), frames, mode), empty

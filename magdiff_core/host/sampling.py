@@ -24,7 +24,8 @@ def check_adapter_is_there(model, *conditionings: list) -> None:
 def sample(model, positive: list, negative: list, latent: dict, seed: int, steps: int, cfg: float, denoise: float) -> dict:
     """Sample a LATENT `[F, C, h, w]`, frames in the batch: what KSampler(ddim, ddim_uniform) gives for the same settings."""
     check_adapter_is_there(model, positive, negative)
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
+    ratios = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], *(latent.get(name) for name in ratios))
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     samples = comfy.sample.sample(
         model,
@@ -42,5 +43,5 @@ def sample(model, positive: list, negative: list, latent: dict, seed: int, steps
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
-    out = {key: value for key, value in latent.items() if key != "downscale_ratio_spacial"}
+    out = {key: value for key, value in latent.items() if key not in ratios}
     return {**out, "samples": samples}

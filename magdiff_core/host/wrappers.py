@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -18,22 +20,23 @@ ACTIVATION_HEADROOM = 1.25
 """Activations of the temporal layers and of the second stream over those of the base, for ComfyUI's memory plan."""
 
 
-def sampling_run(executor, noise: Tensor, *args, **kwargs):
+def sampling_run(executor, noise: Tensor, latent_image: Tensor, *args, **kwargs):
     """OUTER_SAMPLE: check what was wired before anything is loaded, and give the run a cache that ends with it."""
     guider = executor.class_obj
-    check_run(guider.model_patcher, guider.conds, noise)
+    check_run(guider.model_patcher, guider.conds, noise, latent_image)
     transformer_options = guider.model_options.setdefault("transformer_options", {})
     transformer_options[RUN_CACHE] = RunCache()
     try:
-        return executor(noise, *args, **kwargs)
+        return executor(noise, latent_image, *args, **kwargs)
     finally:
         transformer_options.pop(RUN_CACHE, None)
 
 
 def plan_memory(executor, model, noise_shape, *args, **kwargs):
     """PREPARE_SAMPLING: let core plan for the activations of our layers."""
-    batch = int(noise_shape[0] * ACTIVATION_HEADROOM + 0.5)
-    return executor(model, [batch, *noise_shape[1:]], *args, **kwargs)
+    # Wider, not more frames: core's context windows cut the count of frames to one window after us.
+    width = math.ceil(noise_shape[-1] * ACTIVATION_HEADROOM)
+    return executor(model, [*noise_shape[:-1], width], *args, **kwargs)
 
 
 def _slider(alpha: float, settings: AlphaSettings, model_sampling, transformer_options: dict) -> float | Tensor:
@@ -55,7 +58,7 @@ def model_call(executor, x: Tensor, t, c_concat=None, c_crossattn=None, control=
     clips = len(transformer_options["cond_or_uncond"])
     frames = x.shape[0] // clips
     window = transformer_options.get("context_window")
-    if window is None or window.total_frames == frames:
+    if window is None:
         numbers, total_frames = tuple(range(frames)), frames
     else:
         anchor = getattr(window, "causal_anchor_index", None)
@@ -96,7 +99,7 @@ def unet_call(executor, x: Tensor, timesteps, context=None, y=None, control=None
     patches = transformer_options.get("patches", {}).get("attn2_patch", [])
     if call.owned_attention and patches == [one_prompt_row]:
         call.one_prompt_per_clip = call.cache.get(
-            ("one prompt", tuple(transformer_options.get("uuids", ())), context.shape),
+            ("one prompt", tuple(transformer_options.get("uuids", ())), call.window, context.shape),
             lambda: _same_rows(context, call.clips),
         )
     out = executor(x, timesteps, context, y, control, transformer_options, **kwargs)
