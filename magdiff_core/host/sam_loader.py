@@ -1,0 +1,71 @@
+"""Segment Anything as ComfyUI's memory management sees it: a ModelPatcher, loaded by `load_models_gpu`."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import comfy.model_management
+import comfy.model_patcher
+import folder_paths
+
+from ..segment.sam import SamSegmenter, build_sam, detect_sizes, read_state_dict
+
+log = logging.getLogger("magdiff")
+
+FOLDER = "sams"
+NO_FILE = "none"
+
+_last: dict[tuple[str, float], comfy.model_patcher.ModelPatcher] = {}
+"""The model used last: moving a slider must not read 400 MB to 2.5 GB again. Where its weights lie is core's say."""
+
+
+def register_folder() -> None:
+    """Make `models/sams` known; a folder that another pack or extra_model_paths.yaml registered stays as it is."""
+    if FOLDER not in folder_paths.folder_names_and_paths:
+        folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+        folder_paths.folder_names_and_paths[FOLDER][1].update({".pth", ".pt", ".safetensors"})
+
+
+def sam_files() -> list[str]:
+    """Files of `models/sams` that may hold a model, or `["none"]`."""
+    register_folder()
+    wanted = (".pth", ".pt", ".safetensors")
+    return [name for name in folder_paths.get_filename_list(FOLDER) if name.lower().endswith(wanted)] or [NO_FILE]
+
+
+def load_sam(name: str) -> SamSegmenter:
+    """Load a file of `models/sams` onto ComfyUI's device.
+
+    Args:
+        name: as listed by `sam_files`.
+
+    Raises:
+        ValueError: no file chosen, or one that is no Segment Anything model.
+        FileNotFoundError: when the file is gone.
+    """
+    if name == NO_FILE:
+        raise ValueError(
+            "method SAM needs a model file: put sam_vit_b, sam_vit_l or sam_vit_h (.pth or .safetensors) into "
+            "models/sams and press R to refresh, or choose method GrabCut, which needs none."
+        )
+    register_folder()
+    path = folder_paths.get_full_path_or_raise(FOLDER, name)
+    key = (path, os.path.getmtime(path))
+    if key not in _last:
+        state = read_state_dict(path)
+        log.info("%s: Segment Anything %s.", name, detect_sizes(state, name).variant)
+        # segment-anything is made of plain torch layers, which cannot be streamed part by part: the classic patcher
+        # loads them whole.
+        patcher = comfy.model_patcher.ModelPatcher(
+            build_sam(state, name),
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+        _last.clear()
+        _last[key] = patcher
+    patcher = _last[key]
+    # Attention over all patches of a 1024 x 1024 picture, 16 heads in float32, is what an encoder block needs beside
+    # its weights.
+    comfy.model_management.load_models_gpu([patcher], memory_required=3 * 1024**3, force_full_load=True)
+    return SamSegmenter(patcher.model)
