@@ -1,0 +1,160 @@
+"""Training batches of the second stage: clips as latents, prompts, and what the model is told about the subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..alignment.hfa import pyramid_sizes, resize
+from ..alignment.sda import subject_on_black
+from ..data import procedural
+
+
+PLAIN = "plain"
+"""No subject at all: text-to-video."""
+TOKENS = "tokens"
+"""Image tokens without subject latents, so that the tokens have to carry the subject."""
+LATENTS = "latents"
+"""Subject latents without image tokens."""
+EDIT = "edit"
+"""Tokens and latents of every frame. The paper trains without such batches; they help a network this small."""
+GENERATE = "generate"
+
+KINDS = ((PLAIN, 0.08), (TOKENS, 0.12), (LATENTS, 0.05), (EDIT, 0.15), (GENERATE, 0.60))
+NO_TEXT = 0.15
+UNKNOWN_WORD = 0.01
+UNKNOWN_WORD_TEXT = "something"
+"""Not in the vocabulary, so it becomes the unknown word."""
+OTHER_POSE = 0.35
+INVERSE_EDIT = 0.25
+
+
+@dataclass
+class Batch:
+    """`latents [B, F, C, h, w]`, a prompt a clip, `pictures [B, n, H, W, 3]` of the subject (n is 1 or F, and last a black
+    one) or None, and the pyramid levels `[B, n, C, h_l, w_l]` of the same pictures or None."""
+
+    kind: str
+    latents: Tensor
+    prompts: list[str]
+    pictures: Tensor | None
+    pyramid: tuple[Tensor, ...] | None
+
+
+def draw_kind(generator: torch.Generator) -> str:
+    draw = float(torch.rand(1, generator=generator))
+    for kind, share in KINDS:
+        draw -= share
+        if draw < 0:
+            return kind
+    return GENERATE
+
+
+def draw_prompts(spec: procedural.ClipSpec, generator: torch.Generator) -> list[str]:
+    """Captions in random templates; some empty (for guidance), some words unknown."""
+    prompts = []
+    for text in procedural.caption(spec, generator):
+        if float(torch.rand(1, generator=generator)) < NO_TEXT:
+            prompts.append("")
+            continue
+        words = text.split()
+        keep = torch.rand(len(words), generator=generator) >= UNKNOWN_WORD
+        prompts.append(" ".join(word if kept else UNKNOWN_WORD_TEXT for word, kept in zip(words, keep)))
+    return prompts
+
+
+def reference_pictures(spec: procedural.ClipSpec, generator: torch.Generator) -> Tensor:
+    """Subject on black `[B, 64, 64, 3]`: frame 0 of the clip, or in `OTHER_POSE` of the cases the same subject elsewhere."""
+    moved = torch.rand(len(spec), generator=generator) < OTHER_POSE
+    other = procedural.other_pose(spec, generator)
+    pose = {
+        name: torch.where(moved.reshape(-1, *[1] * (getattr(spec, name).ndim - 1)), getattr(other, name), getattr(spec, name))
+        for name in ("centre", "radius", "rotation")
+    }
+    subject, subject_mask = procedural.render_subject(spec.replace(**pose), frames=1)
+    return subject_on_black(subject[:, 0], subject_mask[:, 0])
+
+
+@torch.no_grad()
+def encode(autoencoder: torch.nn.Module, pictures: Tensor) -> Tensor:
+    """Pictures `[B, n, H, W, 3]` in 0..1 -> latents `[B, n, C, h, w]` float32."""
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = autoencoder.encode(pictures.flatten(0, 1).permute(0, 3, 1, 2) * 2 - 1)
+    return latents.float().unflatten(0, pictures.shape[:2])
+
+
+def encode_pyramid(autoencoder: torch.nn.Module, pictures: Tensor, latent_size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """The three HFA levels of pictures `[B, n, H, W, 3]`, lowest first, as HFA Pyramid Encode makes them.
+
+    The upper ones are already at the size of the lowest (the branch would do it with every call, in half precision).
+    """
+    factor = pictures.shape[2] // latent_size[0]
+    flat = pictures.flatten(0, 1).movedim(-1, 1)
+    levels = []
+    for height, width in pyramid_sizes(*latent_size):
+        pixels = resize(flat, height * factor, width * factor).clamp(0, 1).movedim(1, -1)
+        level = encode(autoencoder, pixels.unflatten(0, pictures.shape[:2]))
+        levels.append(resize(level.flatten(0, 1), *latent_size).unflatten(0, pictures.shape[:2]))
+    return tuple(levels)
+
+
+def draw_batch(autoencoder: torch.nn.Module, count: int, generator: torch.Generator, black: list[Tensor]) -> Batch:
+    """A batch of one kind. `black`: levels of the black picture, `[1, 1, C, h_l, w_l]` each, from `encode_pyramid`."""
+    kind = draw_kind(generator)
+    spec = procedural.sample(count, generator)
+    frames, subject_mask = procedural.render(spec)
+    latents = encode(autoencoder, frames)
+    prompts = draw_prompts(spec, generator)
+    if kind == PLAIN:
+        return Batch(kind, latents, prompts, None, None)
+    if kind == EDIT:
+        inverse = torch.rand(count, 1, 1, 1, generator=generator) < INVERSE_EDIT
+        keep_mask = torch.where(inverse, 1 - subject_mask, subject_mask)
+        pictures = subject_on_black(frames.flatten(0, 1), keep_mask.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    else:
+        pictures = reference_pictures(spec, generator)[:, None]
+    pyramid = None
+    if kind != TOKENS:
+        pyramid = encode_pyramid(autoencoder, pictures, tuple(latents.shape[-2:]))
+        if kind != EDIT:
+            pyramid = tuple(
+                torch.cat([level, dark.expand(count, -1, -1, -1, -1)], 1) for level, dark in zip(pyramid, black)
+            )
+    pictures = torch.cat([pictures, torch.zeros_like(pictures[:, :1])], 1) if kind != LATENTS else None
+    return Batch(kind, latents, prompts, pictures, pyramid)
+
+
+class BatchSource:
+    """Gives each batch `USES` times, with noise and timestep drawn anew by the caller: encoding is a fifth of a step's work.
+
+    The state of a pending batch is the generator's state before it was drawn, so a resumed run draws the same one again.
+    """
+
+    USES = 2
+
+    def __init__(self, draw: Callable[[torch.Generator], Batch]) -> None:
+        self.draw = draw
+        self.batch: Batch | None = None
+        self.drawn_at: Tensor | None = None
+        self.left = 0
+
+    def next(self, generator: torch.Generator) -> Batch:
+        if self.left == 0:
+            self.drawn_at = generator.get_state()
+            self.batch = self.draw(generator)
+            self.left = self.USES
+        self.left -= 1
+        return self.batch
+
+    def state_dict(self) -> dict:
+        return {"left": self.left, "drawn_at": self.drawn_at}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.left, self.drawn_at = state["left"], state["drawn_at"]
+        if self.left:
+            generator = torch.Generator()
+            generator.set_state(self.drawn_at)
+            self.batch = self.draw(generator)

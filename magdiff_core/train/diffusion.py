@@ -1,0 +1,128 @@
+"""Second stage of the small model: UNet, adapter, text and image encoder together, from scratch.
+
+The paper starts from a text-to-video model and freezes most of it. There is no such model of this size, so everything is
+trained at once: a departure, like v-prediction with zero terminal SNR (a background of one colour fills the whole clip, and with
+the usual schedule its mean shows through the strongest noise, so sampling from pure noise would follow the noise instead
+of the prompt).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from ..host import own_checkpoint
+from ..host.conds import EDIT as EDIT_MODE
+from ..host.conds import GENERATE as GENERATE_MODE
+from ..host.conds import SubjectLatents, SubjectTokens
+from ..host.training import TrainingModel, encode_pictures, encode_text, token_ids
+from . import autoencoder as autoencoder_stage
+from .batches import EDIT, BatchSource, draw_batch, encode_pyramid
+from .checkpoint import MovingAverage
+from .export import ADAPTER_PREFIX, write_files
+from .loop import Schedule, train
+from .new_adapter import adapter_config, new_adapter_weights
+
+logger = logging.getLogger("magdiff")
+
+
+class Stage:
+    """The trainable parts, put together as a loaded checkpoint with an adapter."""
+
+    def __init__(self, config: dict, autoencoder: torch.nn.Module | None = None, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.config = config
+        weights = own_checkpoint.fresh_state_dict(config)
+        if autoencoder is not None:
+            weights |= {own_checkpoint.VAE_PREFIX + name: value for name, value in autoencoder.state_dict().items()}
+        unet = {k.removeprefix(own_checkpoint.UNET_PREFIX): v for k, v in weights.items() if k.startswith(own_checkpoint.UNET_PREFIX)}
+        token_width = config["unet"]["context_dim"]
+        self.adapter_config = adapter_config(
+            config["image_encoder"]["hidden_size"], token_width // config["unet"]["num_head_channels"],
+            config["latent_scale"], config["prediction"],
+        )  # fmt: skip
+        adapter_weights = new_adapter_weights(unet, self.adapter_config, token_width)
+        self.loaded = own_checkpoint.assemble(weights, config)
+        self.training = TrainingModel(self.loaded.model, adapter_weights, self.adapter_config)
+        self.modules = own_checkpoint.modules_of(self.loaded)
+        for prefix in (own_checkpoint.TEXT_PREFIX, own_checkpoint.IMAGE_PREFIX):
+            # ComfyUI holds encoders in half precision, which is too coarse for an optimiser
+            self.modules[prefix].float().requires_grad_(True)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, by file key (adapter keys behind `ADAPTER_PREFIX`)."""
+        modules = {**self.modules, ADAPTER_PREFIX: self.training.adapter}
+        return {
+            prefix + name: parameter
+            for prefix, module in modules.items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def state_dicts(self, values: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Weights of the checkpoint and of the adapter with `values` in place of the trained ones."""
+        checkpoint = {
+            prefix + name: value for prefix, module in self.modules.items() for name, value in module.state_dict().items()
+        }
+        adapter = dict(self.training.adapter.state_dict())
+        for name, value in values.items():
+            if name.startswith(ADAPTER_PREFIX):
+                adapter[name.removeprefix(ADAPTER_PREFIX)] = value
+            else:
+                checkpoint[name] = value
+        return checkpoint, adapter
+
+
+def run(
+    folder: Path,
+    autoencoder: Path,
+    steps: int | None = None,
+    seconds: float | None = None,
+    batch: int = 8,
+    rate: float = 8e-4,
+    seed: int = 0,
+    resume: bool = False,
+    config: dict | None = None,
+) -> None:
+    """Trains from the autoencoder of the first stage; writes the two model files into `folder` at each save."""
+    config = config or own_checkpoint.MINI_CONFIG
+    encoder = autoencoder_stage.load(autoencoder, config["autoencoder"])
+    stage = Stage(config, encoder, seed)
+    size = config["image_encoder"]["image_size"]
+    with torch.no_grad():
+        latent_size = tuple(encoder.encode(torch.zeros(1, 3, size, size)).shape[-2:])
+    black = list(encode_pyramid(encoder, torch.zeros(1, 1, size, size, 3), latent_size))
+
+    source = BatchSource(lambda generator: draw_batch(encoder, batch, generator, black))
+
+    def loss_of(generator: torch.Generator) -> torch.Tensor:
+        drawn = source.next(generator)
+        clean = drawn.latents * config["latent_scale"]
+        timestep = torch.randint(1000, (batch,), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        signal, spread = (share[:, None, None, None, None] for share in stage.training.signal_and_noise(timestep))
+        target = signal * noise - spread * clean
+        with torch.autocast("cpu", torch.bfloat16):
+            context = encode_text(stage.loaded, [token_ids(stage.loaded, prompt) for prompt in drawn.prompts])
+            tokens = latents = None
+            if drawn.pictures is not None:
+                # the black picture is the same in every row: it is encoded once
+                hidden = encode_pictures(stage.loaded, torch.cat([drawn.pictures[:, :-1].flatten(0, 1), drawn.pictures[:1, -1]]))
+                dark = hidden[-1].expand(batch, 1, -1, -1)
+                tokens = SubjectTokens({"last": torch.cat([hidden[:-1].unflatten(0, (batch, -1)), dark], 1)}, black_entry=True)
+            if drawn.pyramid is not None:
+                mode = EDIT_MODE if drawn.kind == EDIT else GENERATE_MODE
+                latents = SubjectLatents(drawn.pyramid, clean.shape[1], mode)
+            result = stage.training.predict(signal * clean + spread * noise, timestep, context, tokens, latents)
+        return (result.float() - target).square().mean()
+
+    def export(average: MovingAverage, step: int) -> None:
+        write_files(folder, *stage.state_dicts(average.values), config, stage.adapter_config)
+        logger.info("wrote the model files of step %d", step)
+
+    train(
+        stage.parameters(), loss_of, Schedule(rate, steps, seconds), folder, seed, resume, export,
+        source.state_dict, source.load_state_dict,
+    )  # fmt: skip

@@ -1,0 +1,50 @@
+"""The two files of the small model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..adapter import AdapterConfig
+from ..host import own_checkpoint
+from .checkpoint import load_state, write_atomically
+
+CHECKPOINT_NAME = "magdiff-mini.safetensors"
+ADAPTER_NAME = "magdiff-mini-adapter.safetensors"
+ADAPTER_PREFIX = "adapter."
+
+
+def write_files(
+    folder: Path,
+    checkpoint: dict[str, Tensor],
+    adapter: dict[str, Tensor],
+    config: dict,
+    adapter_config: AdapterConfig,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Writes checkpoint and adapter into `folder`, each in one step."""
+    write_atomically(
+        folder / CHECKPOINT_NAME, lambda path: own_checkpoint.save_own_checkpoint(path, checkpoint, config, dtype)
+    )
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in adapter.items()}
+    write_atomically(folder / ADAPTER_NAME, lambda path: save_file(tensors, path, metadata=adapter_config.to_metadata()))
+
+
+def run(folder: Path, autoencoder: Path | None = None, diffusion: Path | None = None, config: dict | None = None) -> None:
+    """Writes the files from training states; a part without one stays untrained.
+
+    Args:
+        autoencoder: `autoencoder.pt` of the first stage.
+        diffusion: `state.pt` of the second stage; its averaged weights are taken.
+    """
+    from . import autoencoder as autoencoder_stage
+    from .diffusion import Stage
+
+    config = config or own_checkpoint.MINI_CONFIG
+    trained = autoencoder_stage.load(autoencoder, config["autoencoder"]) if autoencoder else None
+    stage = Stage(config, trained)
+    values = load_state(diffusion)["average"]["values"] if diffusion else {}
+    write_files(folder, *stage.state_dicts(values), config, stage.adapter_config)
