@@ -44,6 +44,10 @@ TOOLS = ("pytest>=8", "playwright>=1.50", "ruff>=0.9", "scikit-image>=0.24", "di
 LINTER = ("comfy-test==0.4.15",)
 LINTER_NEEDS = ("tree-sitter", "tree-sitter-javascript", "py7zr", "websocket-client", "psutil", "requests")
 
+# variables that would change what our Python imports, or keep it from keeping what it compiled
+_LEFT_OUT = (
+    "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__",
+)  # fmt: skip
 NEEDED_GIB = {"cpu": 5, "cuda": 14}
 _NO_NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|NameResolutionError|name resolution|getaddrinfo|Network is unreachable|"
@@ -121,10 +125,10 @@ class Environment:
 
     def variables(self) -> dict[str, str]:
         """Environment variables of the server: the packages that its tree pins, and the shim where there is one."""
-        env = dict(os.environ)
-        for name in ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"):
-            env.pop(name, None)
+        env = {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
         env["PYTHONPATH"] = str(self.pinned_packages)
+        # compiled files are kept, or every start would take half a minute, but never in a ComfyUI of the user's
+        env["PYTHONPYCACHEPREFIX"] = str(self.state / "pycache")
         env["PYTHONUTF8"] = "1"
         if self.shim.is_dir():
             env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(self.shim), env.get("LD_LIBRARY_PATH")]))

@@ -40,9 +40,8 @@ def comfy_session(tmp_path_factory: pytest.TempPathFactory):
 
     Gives the module magdiff_core.host.session; afterwards `import comfy`, `folder_paths` and `nodes` are ComfyUI's.
     """
-    from magdiff_core.host import session
-
     from dev.server import make_base
+    from magdiff_core.host import session
 
     session.start(make_base(tmp_path_factory.mktemp("in-process"), None), ("--cpu",))
     return session

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from comfy_server import ROOT, comfyui_folder
 
-from dev import browser, client, commands, comfyui, cuda_shim, environment, processes, server, workflow
+from dev import browser, client, comfyui, commands, cuda_shim, environment, processes, server, workflow
 from dev.report import DevError
 
 
@@ -47,7 +47,7 @@ def dev_script():
 @pytest.mark.parametrize("version", [(2, 7), (3, 6), (3, 9), (3, 14)])
 def test_wrong_python_is_told_what_to_use(dev_script, version):
     message = dev_script.wrong_python(version)
-    assert "%d.%d" % version in message and "3.10 to 3.13" in message and "dev.py demo" in message
+    assert f"this is Python {version[0]}.{version[1]}," in message and "3.10 to 3.13" in message and "dev.py demo" in message
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 13)])
@@ -282,6 +282,12 @@ def test_search_paths(fake, monkeypatch):
     assert "PYTHONSAFEPATH" not in fake.variables()
 
 
+def test_compiled_files_are_kept_but_not_in_the_users_folders(fake, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    env = fake.variables()
+    assert "PYTHONDONTWRITEBYTECODE" not in env and env["PYTHONPYCACHEPREFIX"] == str(fake.state / "pycache")
+
+
 @pytest.mark.parametrize(
     ("output", "words"),
     [
@@ -347,8 +353,7 @@ def test_the_version_stands_before_or_after_the_command(words):
 
 def test_errors_are_shown_without_a_traceback(monkeypatch, capsys):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    for name in ("SIGTERM", "SIGHUP"):
-        monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     assert commands.main(["--comfyui", "0.1", "serve"]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("error: There is no pinned ComfyUI 0.1.") and "Traceback" not in shown
@@ -514,7 +519,7 @@ def test_log_end(tmp_path):
     log = tmp_path / "log"
     assert processes.log_end(log) == ""
     log.write_bytes(b"one\ntw\xff\n\x1b[32mthree\x1b[0m\n")
-    assert processes.log_end(log, 1) == "three" and "�" in processes.log_end(log)
+    assert processes.log_end(log, 1) == "three" and "\N{REPLACEMENT CHARACTER}" in processes.log_end(log)
 
 
 # -- browser, shim, workflows -------------------------------------------------------------------------------------

@@ -92,7 +92,9 @@ def drop_workflow(page: Any, file: Path, patience: float = 30) -> list[str]:
     page.evaluate("() => app.graph.clear()")
     drop_file(page, file, patience)
     page.wait_for_timeout(500)
-    unknown = page.evaluate("() => app.graph._nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type)")
+    unknown = page.evaluate(
+        "() => app.graph._nodes.map(node => node.type).filter(type => !LiteGraph.registered_node_types[type])"
+    )
     assert not unknown, f"{file.name}: the page does not know {unknown}"
     return page.evaluate("() => app.graph._nodes.map(node => node.type)")
 
