@@ -29,7 +29,10 @@ def run(path: str | Path, write: Callable[[str], object] = print) -> int:
             raise ValueError(f"{path}: the weights (sd.*) are of no layout that is compared here; known: MagDiff, VidRD")
         with torch.inference_mode():
             computed = parity.compute(fixture)
-    except (ValueError, KeyError) as error:
+    except KeyError as error:
+        sys.stderr.write(f"parity: {path} or its JSON lacks the entry {error}\n")
+        return 2
+    except ValueError as error:
         sys.stderr.write(f"parity: {error}\n")
         return 2
     comparisons = compare(fixture.stored, computed, parity.tolerance)

@@ -72,18 +72,21 @@ def observe(
         r"res\.tokens": lambda name: observer.output(name, adapter.projector, _as_is),
     }
 
-    def down_layer(name: str, level: str, kind: str, index: str) -> None:
-        level, block = int(level), 1 + (names.layers + 1) * int(level) + int(index)
+    def layer_of_level(name: str, side: str, level: str, kind: str, index: str) -> None:
+        level, index = int(level), int(index)
+        block = (names.layers + 1) * level + index + (1 if side == "d" else 0)
+        depth = level if side == "d" else names.levels - 1 - level
+        blocks = "input_blocks" if side == "d" else "output_blocks"
         if kind == "attn":
-            return observer.output(name, unet.input_blocks[block][1], shown(level).pictures)
-        temp_conv = adapter.temporal.conv.find(f"input_blocks.{block}.0")
+            return observer.output(name, unet.get_submodule(f"{blocks}.{block}.1"), shown(depth).pictures)
+        temp_conv = adapter.temporal.conv.find(f"{blocks}.{block}.0")
         if kind == "res":
-            return observer.input(name, temp_conv, shown(level).pictures)
+            return observer.input(name, temp_conv, shown(depth).pictures)
         module = temp_conv.layers[0].norm if kind == "tconv_gn" else temp_conv
-        return observer.output(name, module, shown(level).pictures)
+        return observer.output(name, module, shown(depth).pictures)
 
-    places[r"mid\.d(\d+)_(res|attn|tconv)(\d+)"] = down_layer
-    places[r"mid\.d(\d+)_tconv(\d+)_gn0"] = lambda name, level, index: down_layer(name, level, "tconv_gn", index)
+    places[r"mid\.([du])(\d+)_(res|attn|tconv)(\d+)"] = layer_of_level
+    places[r"mid\.([du])(\d+)_tconv(\d+)_gn0"] = lambda name, side, level, i: layer_of_level(name, side, level, "tconv_gn", i)
 
     def end_of_level(name: str, side: str, level: str) -> None:
         level, blocks = int(level), unet.input_blocks if side == "down" else unet.output_blocks

@@ -35,7 +35,7 @@ def small_model(unet: dict[str, Tensor], ldm: dict, scheduler: dict) -> ModelPat
     config = comfy.model_detection.detect_unet_config(unet, "")
     if config is None:
         raise ValueError("ComfyUI recognises no UNet in these weights")
-    config.update({name: ldm[name] for name in ("num_heads", "num_head_channels")})
+    config.update(num_heads=ldm.get("num_heads", -1), num_head_channels=ldm.get("num_head_channels", -1))
     if scheduler["beta_schedule"] != "scaled_linear" or scheduler["prediction_type"] not in MODEL_TYPES:
         raise ValueError(
             f"the scheduler is {scheduler['beta_schedule']} with {scheduler['prediction_type']} prediction: "
