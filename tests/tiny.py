@@ -45,14 +45,14 @@ class TinyModel(comfy.supported_models_base.BASE):
         return self.prediction
 
 
-def tiny_model(prediction="eps", dtype=torch.float32, seed=0, **changes):
-    """A patcher around a random UNet; `changes` to its configuration."""
+def tiny_model(prediction="eps", dtype=torch.float32, seed=0, compute=None, **changes):
+    """A patcher around a random UNet, computing in `compute` where that is not `dtype`; `changes` to its configuration."""
     torch.manual_seed(seed)
     with torch.inference_mode(False):
         config = TinyModel({**UNET, **changes})
         config.prediction = {"eps": comfy.model_base.ModelType.EPS, "v": comfy.model_base.ModelType.V_PREDICTION}[prediction]
         config.unet_config["dtype"] = dtype
-        config.manual_cast_dtype = None
+        config.manual_cast_dtype = compute
         config.custom_operations = comfy.ops.manual_cast
         model = comfy.model_base.BaseModel(config, config.prediction, device="cpu")
         randomise(model.diffusion_model)
