@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..alignment.hfa import pyramid_sizes, resize
-from ..alignment.sda import subject_on_black
 from ..data import procedural
 
 
@@ -66,16 +65,25 @@ def draw_prompts(spec: procedural.ClipSpec, generator: torch.Generator) -> list[
     return prompts
 
 
+def cut_out(subject: Tensor, subject_mask: Tensor, behind: Tensor) -> Tensor:
+    """Subject on black as a user's cut-out gives it: `behind` shows through where the mask is a fraction.
+
+    `subject [B, F, h, w, 3]`, `subject_mask [B, F, h, w]`, `behind [B, h, w, 3]`. Training gives another clip's background
+    here, so that the rim of the subject never tells the background that the prompt asks for.
+    """
+    opacity = subject_mask[..., None]
+    return (subject * opacity + behind[:, None] * (1 - opacity)) * opacity
+
+
 def reference_pictures(spec: procedural.ClipSpec, generator: torch.Generator) -> Tensor:
-    """Subject on black `[B, 64, 64, 3]`: frame 0 of the clip, or in `OTHER_POSE` of the cases the same subject elsewhere."""
+    """Subject on black `[B, 1, 64, 64, 3]`: frame 0 of the clip, or in `OTHER_POSE` of the cases the same subject elsewhere."""
     moved = torch.rand(len(spec), generator=generator) < OTHER_POSE
     other = procedural.other_pose(spec, generator)
     pose = {
         name: torch.where(moved.reshape(-1, *[1] * (getattr(spec, name).ndim - 1)), getattr(other, name), getattr(spec, name))
         for name in ("centre", "radius", "rotation")
     }
-    subject, subject_mask = procedural.render_subject(spec.replace(**pose), frames=1)
-    return subject_on_black(subject[:, 0], subject_mask[:, 0])
+    return cut_out(*procedural.render_subject(spec.replace(**pose), frames=1), procedural.background(spec).roll(1, 0))
 
 
 @torch.no_grad()
@@ -101,21 +109,25 @@ def encode_pyramid(autoencoder: torch.nn.Module, pictures: Tensor, latent_size: 
     return tuple(levels)
 
 
-def draw_batch(autoencoder: torch.nn.Module, count: int, generator: torch.Generator, black: list[Tensor]) -> Batch:
-    """A batch of one kind. `black`: levels of the black picture, `[1, 1, C, h_l, w_l]` each, from `encode_pyramid`."""
-    kind = draw_kind(generator)
+def draw_batch(
+    autoencoder: torch.nn.Module, count: int, generator: torch.Generator, black: list[Tensor], kind: str | None = None
+) -> Batch:
+    """A batch of one kind, a random one by default. `black`: levels of the black picture, from `encode_pyramid` of one."""
+    kind = kind or draw_kind(generator)
     spec = procedural.sample(count, generator)
-    frames, subject_mask = procedural.render(spec)
+    subject, subject_mask = procedural.render_subject(spec)
+    behind = procedural.background(spec)
+    opacity = subject_mask[..., None]
+    frames = subject * opacity + behind[:, None] * (1 - opacity)
     latents = encode(autoencoder, frames)
     prompts = draw_prompts(spec, generator)
     if kind == PLAIN:
         return Batch(kind, latents, prompts, None, None)
     if kind == EDIT:
-        inverse = torch.rand(count, 1, 1, 1, generator=generator) < INVERSE_EDIT
-        keep_mask = torch.where(inverse, 1 - subject_mask, subject_mask)
-        pictures = subject_on_black(frames.flatten(0, 1), keep_mask.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        inverse = torch.rand(count, 1, 1, 1, 1, generator=generator) < INVERSE_EDIT
+        pictures = torch.where(inverse, frames * (1 - opacity), cut_out(subject, subject_mask, behind.roll(1, 0)))
     else:
-        pictures = reference_pictures(spec, generator)[:, None]
+        pictures = reference_pictures(spec, generator)
     pyramid = None
     if kind != TOKENS:
         pyramid = encode_pyramid(autoencoder, pictures, tuple(latents.shape[-2:]))

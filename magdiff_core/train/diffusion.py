@@ -19,7 +19,7 @@ from ..host.conds import GENERATE as GENERATE_MODE
 from ..host.conds import SubjectLatents, SubjectTokens
 from ..host.training import TrainingModel, encode_pictures, encode_text, token_ids
 from . import autoencoder as autoencoder_stage
-from .batches import EDIT, BatchSource, draw_batch, encode_pyramid
+from .batches import EDIT, Batch, BatchSource, draw_batch, encode_pyramid
 from .checkpoint import MovingAverage
 from .export import ADAPTER_PREFIX, write_files
 from .loop import Schedule, train
@@ -75,6 +75,29 @@ class Stage:
         return checkpoint, adapter
 
 
+def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    """Mean square error of v at a random timestep a clip."""
+    clean = batch.latents * stage.config["latent_scale"]
+    clips = len(clean)
+    timestep = torch.randint(1000, (clips,), generator=generator)
+    noise = torch.randn(clean.shape, generator=generator)
+    signal, spread = (share[:, None, None, None, None] for share in stage.training.signal_and_noise(timestep))
+    tokens = latents = None
+    with torch.autocast("cpu", torch.bfloat16):
+        context = encode_text(stage.loaded, [token_ids(stage.loaded, prompt) for prompt in batch.prompts])
+        if batch.pictures is not None:
+            # the black picture is the same in every row: it is encoded once
+            pictures = torch.cat([batch.pictures[:, :-1].flatten(0, 1), batch.pictures[:1, -1]])
+            hidden = encode_pictures(stage.loaded, pictures)
+            subject, dark = hidden[:-1].unflatten(0, (clips, -1)), hidden[-1].expand(clips, 1, -1, -1)
+            tokens = SubjectTokens({"last": torch.cat([subject, dark], 1)}, black_entry=True)
+        if batch.pyramid is not None:
+            mode = EDIT_MODE if batch.kind == EDIT else GENERATE_MODE
+            latents = SubjectLatents(batch.pyramid, clean.shape[1], mode)
+        result = stage.training.predict(signal * clean + spread * noise, timestep, context, tokens, latents)
+    return (result.float() - (signal * noise - spread * clean)).square().mean()
+
+
 def run(
     folder: Path,
     autoencoder: Path,
@@ -98,25 +121,7 @@ def run(
     source = BatchSource(lambda generator: draw_batch(encoder, batch, generator, black))
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
-        drawn = source.next(generator)
-        clean = drawn.latents * config["latent_scale"]
-        timestep = torch.randint(1000, (batch,), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        signal, spread = (share[:, None, None, None, None] for share in stage.training.signal_and_noise(timestep))
-        target = signal * noise - spread * clean
-        with torch.autocast("cpu", torch.bfloat16):
-            context = encode_text(stage.loaded, [token_ids(stage.loaded, prompt) for prompt in drawn.prompts])
-            tokens = latents = None
-            if drawn.pictures is not None:
-                # the black picture is the same in every row: it is encoded once
-                hidden = encode_pictures(stage.loaded, torch.cat([drawn.pictures[:, :-1].flatten(0, 1), drawn.pictures[:1, -1]]))
-                dark = hidden[-1].expand(batch, 1, -1, -1)
-                tokens = SubjectTokens({"last": torch.cat([hidden[:-1].unflatten(0, (batch, -1)), dark], 1)}, black_entry=True)
-            if drawn.pyramid is not None:
-                mode = EDIT_MODE if drawn.kind == EDIT else GENERATE_MODE
-                latents = SubjectLatents(drawn.pyramid, clean.shape[1], mode)
-            result = stage.training.predict(signal * clean + spread * noise, timestep, context, tokens, latents)
-        return (result.float() - target).square().mean()
+        return loss_of_batch(stage, source.next(generator), generator)
 
     def export(average: MovingAverage, step: int) -> None:
         write_files(folder, *stage.state_dicts(average.values), config, stage.adapter_config)

@@ -1,0 +1,240 @@
+"""The trainer: resuming gives the same bits, files are never half written, and every trained tensor learns."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from magdiff_core.train.checkpoint import MovingAverage, load_state, save_state, write_atomically
+from magdiff_core.train.loop import Schedule, train
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "weights.bin"
+    write_atomically(target, lambda path: path.write_bytes(b"old"))
+
+    def fail(path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(target, fail)
+    assert target.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.bin"]
+
+
+def test_state_files_hold_data_only(tmp_path):
+    save_state(tmp_path / "s.pt", {"a": torch.ones(2), "b": {"c": [1, 2.5, None, "x"]}})
+    state = load_state(tmp_path / "s.pt")
+    assert torch.equal(state["a"], torch.ones(2)) and state["b"] == {"c": [1, 2.5, None, "x"]}
+
+
+def test_moving_average_follows_its_formula():
+    values = {"w": torch.zeros(3)}
+    average = MovingAverage(values, decay=0.5)
+    expected = 0.0
+    for step in range(1, 20):
+        average.update({"w": torch.full((3,), float(step))})
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert torch.allclose(average.values["w"], torch.full((3,), expected))
+
+
+def test_schedule_warms_up_holds_and_falls():
+    schedule = Schedule(rate=1.0, steps=1000, warm_up=100)
+    assert schedule.rate_at(0, 0.0) == pytest.approx(0.01)
+    assert schedule.rate_at(100, 0.1) == schedule.rate_at(660, 0.66) == 1.0
+    assert schedule.rate_at(833, 5 / 6) == pytest.approx(0.5)
+    assert schedule.progress(250, 0.0) == 0.25
+    assert Schedule(rate=1.0, steps=1000, seconds=10.0).progress(250, 9.0) == 0.9
+
+
+def test_a_run_without_an_end_and_a_loss_that_is_not_finite_are_refused(tmp_path):
+    parameter = {"w": torch.nn.Parameter(torch.ones(1))}
+    with pytest.raises(ValueError, match="--steps or --seconds"):
+        train(parameter, lambda generator: parameter["w"].sum(), Schedule(1.0), tmp_path)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        train(parameter, lambda generator: parameter["w"].sum() * float("nan"), Schedule(1.0, steps=2), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def config(comfy_session):
+    from magdiff_core.host import own_checkpoint
+
+    config = copy.deepcopy(own_checkpoint.MINI_CONFIG)
+    config["unet"].update(model_channels=32, channel_mult=[1, 1], num_res_blocks=[1, 1], transformer_depth=[0, 1],
+                          transformer_depth_output=[0, 0, 1, 1], context_dim=32, num_head_channels=16)  # fmt: skip
+    for name in ("text_encoder", "image_encoder"):
+        config[name].update(hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=2)
+    config["autoencoder"]["ddconfig"]["ch_mult"] = config["autoencoder"]["decoder_ddconfig"]["ch_mult"] = [1, 1, 1]
+    config["autoencoder"]["decoder_ddconfig"]["ch"] = 32
+    return config
+
+
+@pytest.fixture(scope="module")
+def autoencoder_file(config, tmp_path_factory):
+    from magdiff_core.train import autoencoder
+
+    folder = tmp_path_factory.mktemp("autoencoder")
+    autoencoder.measure, kept = lambda *_, **__: {}, autoencoder.measure
+    autoencoder.standardise, kept_too = lambda *_, **__: None, autoencoder.standardise
+    try:
+        autoencoder.run(folder, steps=1, batch=2, config=config["autoencoder"])
+    finally:
+        autoencoder.measure, autoencoder.standardise = kept, kept_too
+    return folder / "autoencoder.pt"
+
+
+def final_state(folder):
+    state = load_state(folder / "state.pt")
+    return {key: value for key, value in state.items() if key != "elapsed"}
+
+
+def assert_equal(first, second, where="state"):
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second)):
+            assert_equal(*pair, f"{where}.{index}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def test_a_resumed_run_ends_in_the_same_bits(config, autoencoder_file, tmp_path, monkeypatch):
+    from magdiff_core.train import diffusion
+
+    def run(name, steps, resume=False):
+        # the schedule must be the same in all runs, so an early end is an interruption
+        monkeypatch.setattr(Schedule, "progress", lambda self, step, elapsed: 1.0 if step >= steps else 0.1)
+        diffusion.run(tmp_path / name, autoencoder_file, steps=4, batch=1, seed=3, resume=resume, config=config)
+
+    run("whole", 4)
+    run("parts", 1)
+    run("parts", 3, resume=True)
+    run("parts", 4, resume=True)
+    assert_equal(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+    from safetensors.torch import load_file
+
+    for name in ("magdiff-mini.safetensors", "magdiff-mini-adapter.safetensors"):
+        assert_equal(load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name))
+
+
+def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder_file):
+    from magdiff_core.train import autoencoder, batches, diffusion
+
+    encoder = autoencoder.load(autoencoder_file, config["autoencoder"])
+    stage = diffusion.Stage(config, encoder)
+    parameters = stage.parameters()
+    with torch.no_grad():  # nothing at zero, so that gradients reach every tensor
+        for value in parameters.values():
+            if not value.any():
+                value.normal_(std=0.05)
+    black = list(batches.encode_pyramid(encoder, torch.zeros(1, 1, 64, 64, 3), (16, 16)))
+    uses_tokens = {batches.TOKENS, batches.EDIT, batches.GENERATE}
+    uses_latents = {batches.LATENTS, batches.EDIT, batches.GENERATE}
+    for kind, _ in batches.KINDS:
+        drawn = batches.draw_batch(encoder, 2, torch.Generator().manual_seed(1), black, kind)
+        assert (drawn.pictures is not None) == (kind in uses_tokens)
+        assert (drawn.pyramid is not None) == (kind in uses_latents)
+        for value in parameters.values():
+            value.grad = None
+        diffusion.loss_of_batch(stage, drawn, torch.Generator().manual_seed(2)).backward()
+        reached = {name for name, value in parameters.items() if value.grad is not None and value.grad.any()}
+        assert any("to_k_image" in name for name in reached) == (kind in uses_tokens)
+        assert any(name.startswith("image_encoder.") for name in reached) == (kind in uses_tokens)
+        assert any("hfa.conv_z" in name for name in reached) == (kind in uses_latents)
+        for part in ("model.diffusion_model.", "cond_stage_model.", "adapter.temporal.conv.", "adapter.temporal.attn."):
+            missed = {n for n in parameters if n.startswith(part)} - reached
+            missed = {n for n in missed if "logit_scale" not in n and "text_projection" not in n}
+            assert not missed, (kind, sorted(missed)[:5])
+
+
+def test_reference_is_the_first_frame_or_the_subject_elsewhere(comfy_session):
+    from magdiff_core.data import procedural
+    from magdiff_core.train import batches
+
+    spec = procedural.sample(200, torch.Generator().manual_seed(5))
+    pictures = batches.reference_pictures(spec, torch.Generator().manual_seed(6))[:, 0]
+    frames, subject_mask = procedural.render(spec, frames=1)
+    inside = subject_mask[:, 0] == 1
+    same = ((pictures - frames[:, 0]).abs().amax(-1) * inside).amax((1, 2)) < 1e-5
+    assert abs(float(same.float().mean()) - (1 - batches.OTHER_POSE)) < 0.1
+    outside = subject_mask[same][:, 0] == 0
+    assert not pictures[same][outside].any()
+
+
+def test_rim_of_the_reference_does_not_show_the_clip_s_own_background(comfy_session):
+    from magdiff_core.data import procedural
+    from magdiff_core.train import batches
+
+    white, black = torch.ones(1, 8, 8, 3), torch.zeros(1, 8, 8, 3)
+    half = torch.full((1, 1, 8, 8), 0.5)
+    red = torch.tensor([1.0, 0.0, 0.0]).expand(1, 1, 8, 8, 3)
+    assert torch.allclose(batches.cut_out(red, half, black), red * 0.25)
+    assert torch.allclose(batches.cut_out(red, half, white), red * 0.25 + 0.25)
+
+    spec = procedural.sample(2, torch.Generator().manual_seed(5))
+    changed = spec.replace(background_colour=(spec.background_colour + torch.tensor([1, 0])) % 12)
+    before, after = (batches.reference_pictures(each, torch.Generator().manual_seed(6)) for each in (spec, changed))
+    assert torch.equal(before[0], after[0])
+
+
+def test_training_sees_what_the_sampler_sees(config, autoencoder_file):
+    """The prediction of the training call is the UNet's output inside ComfyUI's own sampling of the same latents."""
+    import comfy.samplers
+
+    from magdiff_core.host.conds import GENERATE, SubjectLatents, SubjectTokens, attach
+    from magdiff_core.train import autoencoder, batches, diffusion
+
+    encoder = autoencoder.load(autoencoder_file, config["autoencoder"])
+    stage = diffusion.Stage(config, encoder, seed=7)
+    with torch.no_grad():
+        for value in stage.parameters().values():
+            if not value.any():
+                value.normal_(std=0.05)
+    generator = torch.Generator().manual_seed(8)
+    pyramid = batches.encode_pyramid(encoder, torch.rand(1, 2, 64, 64, 3, generator=generator), (16, 16))
+    tokens = SubjectTokens({"last": torch.randn(1, 2, 65, 32, generator=generator)}, black_entry=True)
+    latents = SubjectLatents(pyramid, 8, GENERATE)
+    clean, context = torch.randn(8, 4, 16, 16, generator=generator), torch.randn(1, 24, 32, generator=generator)
+    base, timestep = stage.training.base, torch.tensor([600])
+    sigma = base.model_sampling.sigmas[timestep]
+    with torch.no_grad():
+        v = stage.training.predict((clean / (sigma**2 + 1).sqrt())[None], timestep, context, tokens, latents)[0]
+    expected = clean / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
+
+    caught = []
+    guider = comfy.samplers.CFGGuider(stage.training.patcher)
+    positive = attach([[context, {}]], tokens=tokens, latents=latents)
+    guider.set_conds(positive, positive)
+    guider.set_cfg(1.0)
+
+    def one_call(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        caught.append(model(clean, sigma.expand(1), **extra_args))
+        return x
+
+    guider.sample(torch.zeros_like(clean), torch.zeros_like(clean), comfy.samplers.KSAMPLER(one_call), sigma.repeat(2), seed=0)
+    assert torch.allclose(caught[0], expected, atol=2e-4 * float(expected.abs().max()))
+
+
+def test_standardised_latents_decode_to_the_same_pictures(config, autoencoder_file):
+    from magdiff_core.data import procedural
+    from magdiff_core.train import autoencoder
+
+    plain, standard = (autoencoder.load(autoencoder_file, config["autoencoder"]) for _ in range(2))
+    autoencoder.standardise(standard, count=64)
+    frames = procedural.render(procedural.sample(64, torch.Generator().manual_seed(98)), frames=1)[0][:, 0]
+    with torch.no_grad():
+        source = frames.permute(0, 3, 1, 2) * 2 - 1
+        latents = standard.encode(source)
+        assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
+        assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3)
+        assert torch.allclose(standard.decode(latents), plain.decode(plain.encode(source)), atol=1e-4)
