@@ -1,0 +1,1 @@
+"""Procedural clips with captions and exact masks, and the words of their captions."""

@@ -18,7 +18,8 @@ MAX_LENGTH = 24
 
 
 def _caption_words() -> tuple[str, ...]:
-    text = " ".join((*(re.sub(r"{\w+}", " ", template) for template in TEMPLATES), *COLOURS, *SHAPES, *TEXTURES, *PATTERNS, *MOTIONS))
+    templates = (re.sub(r"{\w+}", " ", template) for template in TEMPLATES)
+    text = " ".join((*templates, *COLOURS, *SHAPES, *TEXTURES, *PATTERNS, *MOTIONS))
     return tuple(dict.fromkeys(text.split()))
 
 

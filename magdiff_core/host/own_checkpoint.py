@@ -97,32 +97,32 @@ class OwnTextModel(comfy.clip_model.CLIPTextModel):
 
 
 class OwnTextEncoder(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}, text_config: dict | None = None) -> None:
+    def __init__(self, device="cpu", dtype=None, model_options=None, text_config: dict | None = None) -> None:
         special = {"start": SPECIAL.index("<start>"), "end": SPECIAL.index("<end>"), "pad": SPECIAL.index("<pad>")}
         super().__init__(
-            device=device, dtype=dtype, model_options=model_options, max_length=text_config["max_position_embeddings"],
+            device=device, dtype=dtype, model_options=model_options or {}, max_length=text_config["max_position_embeddings"],
             textmodel_json_config=dict(text_config), model_class=OwnTextModel, special_tokens=special,
         )  # fmt: skip
 
 
 class OwnClipModel(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}, text_config: dict | None = None) -> None:
+    def __init__(self, device="cpu", dtype=None, model_options=None, text_config: dict | None = None) -> None:
         super().__init__(
-            device, dtype, model_options, clip_model=OwnTextEncoder, name=TEXT_ENCODER_NAME, text_config=text_config
+            device, dtype, model_options or {}, clip_model=OwnTextEncoder, name=TEXT_ENCODER_NAME, text_config=text_config
         )
 
 
 def _tokenizer_factory(text_config: Mapping):
-    def make(embedding_directory=None, tokenizer_data={}) -> comfy.sd1_clip.SD1Tokenizer:
-        def inner(embedding_directory=None, tokenizer_data={}) -> comfy.sd1_clip.SDTokenizer:
+    def make(embedding_directory=None, tokenizer_data=None) -> comfy.sd1_clip.SD1Tokenizer:
+        def inner(embedding_directory=None, tokenizer_data=None) -> comfy.sd1_clip.SDTokenizer:
             return comfy.sd1_clip.SDTokenizer(
                 max_length=text_config["max_position_embeddings"], pad_with_end=False,
                 embedding_directory=embedding_directory, embedding_size=text_config["hidden_size"],
-                embedding_key=TEXT_ENCODER_NAME, tokenizer_class=WordTokenizer, tokenizer_data=tokenizer_data,
+                embedding_key=TEXT_ENCODER_NAME, tokenizer_class=WordTokenizer, tokenizer_data=tokenizer_data or {},
                 tokenizer_args={"words": tuple(text_config["words"])},
             )  # fmt: skip
 
-        return comfy.sd1_clip.SD1Tokenizer(embedding_directory, tokenizer_data, tokenizer=inner, name=TEXT_ENCODER_NAME)
+        return comfy.sd1_clip.SD1Tokenizer(embedding_directory, tokenizer_data or {}, tokenizer=inner, name=TEXT_ENCODER_NAME)
 
     return make
 

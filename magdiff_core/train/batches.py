@@ -11,7 +11,6 @@ from torch import Tensor
 from ..alignment.hfa import pyramid_sizes, resize
 from ..data import procedural
 
-
 PLAIN = "plain"
 """No subject at all: text-to-video."""
 TOKENS = "tokens"

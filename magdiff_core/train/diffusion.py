@@ -37,7 +37,8 @@ class Stage:
         weights = own_checkpoint.fresh_state_dict(config)
         if autoencoder is not None:
             weights |= {own_checkpoint.VAE_PREFIX + name: value for name, value in autoencoder.state_dict().items()}
-        unet = {k.removeprefix(own_checkpoint.UNET_PREFIX): v for k, v in weights.items() if k.startswith(own_checkpoint.UNET_PREFIX)}
+        prefix = own_checkpoint.UNET_PREFIX
+        unet = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         token_width = config["unet"]["context_dim"]
         self.adapter_config = adapter_config(
             config["image_encoder"]["hidden_size"], token_width // config["unet"]["num_head_channels"],
