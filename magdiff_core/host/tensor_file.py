@@ -31,15 +31,17 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def _reason(path: str, error: Exception) -> str:
-    # torch's own text advises to switch the safety off: it is not passed on.
-    wanted = re.search(r"(?:GLOBAL|class|function)\s+`?([A-Za-z_][\w.]*)", str(error)) if "eights only" in str(error) else None
-    if wanted and "invalid load key" not in str(error):
+    # torch's own text advises to switch its safety off: it is not passed on.
+    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if wanted:
         return (
             f"{path} is a pickle that wants to run or build {wanted[1]}, which a weights file need not: it was not loaded. "
             "Get the weights as safetensors, or have somebody whom you trust convert it"
         )
-    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        size, is_bare_pickle = os.path.getsize(path), file.read(1) == b"\x80"
+    what = "a pickle of a kind that is not read because it may hold code, or " if is_bare_pickle else ""
     return (
-        f"cannot read {path} ({size} bytes): it is cut short, damaged, or not a weights file. "
+        f"cannot read {path} ({size} bytes): it is {what}cut short, damaged, or not a weights file. "
         "Compare its size with the source and fetch it again"
     )
