@@ -37,7 +37,7 @@ _END_OF_RUN = """() => {
 
 @contextmanager
 def launched(chrome: str, profile: Path, width: int = 1600, height: int = 1000) -> Iterator[Any]:
-    """A page of the headless browser `chrome` with the fresh `profile`.
+    """A page of the headless browser `chrome` with the folder `profile`, without what earlier pages stored in it.
 
     The page gets an attribute `script_errors`: what its scripts threw and did not catch.
     """
@@ -54,6 +54,7 @@ def launched(chrome: str, profile: Path, width: int = 1600, height: int = 1000) 
             page.script_errors = []
             page.on("pageerror", lambda error: page.script_errors.append(str(error)))
             yield page
+            page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")  # or the next one opens this graph
         finally:
             context.close()
 
