@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-_WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+# the last one is a choice that may bring inputs of its own; our workflows leave it at one without any
+_WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 _NOTES = ("Note", "MarkdownNote")
 
 
