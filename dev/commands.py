@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import browser, comfyui
 from .environment import CUDA, ROOT, Environment, describe
-from .processes import run_in_foreground
+from .processes import Terminated, run_in_foreground
 from .report import DevError, say
 from .server import ComfyServer, make_base
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise Terminated
 
 
 def _python(environment: Environment, arguments: Sequence[str]) -> list[str]:
@@ -165,9 +165,9 @@ def _demo(environment: Environment, options: argparse.Namespace) -> int:
     return status
 
 
-def _run_beside(server: ComfyServer, command: Sequence[str], env: dict[str, str]) -> int:
+def _run_beside(server: ComfyServer, command: Sequence[str], env: dict[str, str], cwd: Path = ROOT) -> int:
     """Run `command` on this terminal; raise DevError when the server dies before it ends."""
-    process = subprocess.Popen(list(command), env=env, cwd=ROOT)
+    process = subprocess.Popen(list(command), env=env, cwd=cwd)
     try:
         while True:
             try:

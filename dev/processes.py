@@ -83,22 +83,25 @@ def run_logged(
     return process.returncode, "".join(collected)
 
 
+class Terminated(KeyboardInterrupt):
+    """This process alone was told to end (SIGTERM, SIGHUP), unlike with Ctrl-C, which its children get too."""
+
+
 def run_in_foreground(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> int:
     """Run `command` on this terminal and return its exit status.
 
-    Ctrl-C reaches the child directly (same process group); this process waits until the child has tidied up.
+    After Ctrl-C the child is waited for until it has tidied up; a second Ctrl-C, or a request to end that only
+    reached this process, is passed on to it.
     """
     process = subprocess.Popen(list(command), env=dict(env), cwd=cwd)
-    interrupted = False
+    interrupts = 0
     while True:
         try:
             status = process.wait()
-            break
-        except KeyboardInterrupt:
-            if interrupted:
-                process.terminate()
-            elif not sys.stdin.isatty():
-                # nobody pressed Ctrl-C on a shared terminal: the signal came to this process alone
+            return 130 if interrupts and status == 0 else status
+        except KeyboardInterrupt as reason:
+            interrupts += 1
+            if interrupts > 2:
+                process.kill()
+            elif interrupts > 1 or isinstance(reason, Terminated):
                 process.send_signal(signal.SIGTERM if WINDOWS else signal.SIGINT)
-            interrupted = True
-    return 130 if interrupted and status == 0 else status

@@ -366,6 +366,46 @@ def test_parity_of_a_missing_file_is_refused_at_once(monkeypatch, capsys, tmp_pa
     assert "none.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "status"), [([], 0), (["--no-skips"], 1)])
+def test_no_skips_makes_a_skipped_test_a_failure(tmp_path, option, status):
+    (tmp_path / "test_it.py").write_text("import pytest\ndef test_a(): pytest.skip('why')\ndef test_b(): pass\n", "utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", *option, "test_it.py"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("1 passed, 1 skipped")  # pytest's own closing line stays the last
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_the_child_in_the_foreground_tidies_up_when_we_are_ended(tmp_path, number):
+    child = """
+import pathlib, time
+try:
+    print("up", flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    pathlib.Path("tidied").write_text("yes")
+"""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from dev import commands, processes
+signal.signal(signal.SIGTERM, commands._interrupt)
+sys.exit(processes.run_in_foreground([sys.executable, "-c", {child!r}], os.environ, Path.cwd()))
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout.readline() == b"up\n"
+    if number == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    else:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    assert (tmp_path / "tidied").exists()
+
+
 # -- server processes ---------------------------------------------------------------------------------------------
 
 # Stands for ComfyUI: answers /system_stats, has a child process, writes both process ids into its base directory.
@@ -458,6 +498,15 @@ def test_a_server_that_never_answers_is_given_up_and_ended(tmp_path):
     with pytest.raises(DevError, match="did not answer"):
         silent.start(patience=1.5)
     assert wait_until_gone([int((silent.base / "pid").read_text())])
+
+
+def test_a_server_that_dies_ends_the_work_beside_it(tmp_path):
+    main = FAKE_MAIN.replace("print(", "import threading; threading.Timer(1.5, os._exit, [7]).start()\nprint(")
+    work = [sys.executable, "-c", "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"]
+    with fake_server(tmp_path, main) as running:
+        with pytest.raises(DevError, match="status 7(?s:.*)fake ComfyUI is up"):
+            commands._run_beside(running, work, dict(os.environ), tmp_path)
+    assert wait_until_gone([int((tmp_path / "pid").read_text())])
 
 
 def test_a_pack_that_does_not_import_stops_the_start(tmp_path):
