@@ -7,7 +7,7 @@ import pytest
 
 cv2 = pytest.importorskip("cv2")
 
-from magdiff_core.segment.grabcut import largest_parts, segment_grabcut, upsample_edge  # noqa: E402
+from magdiff_core.segment.grabcut import fill_small_holes, largest_parts, segment_grabcut, upsample_edge  # noqa: E402
 from magdiff_core.segment.prompts import Prompt  # noqa: E402
 
 
@@ -113,6 +113,19 @@ def test_specks_go_and_pointed_parts_stay():
     pointed = np.zeros_like(mask)
     pointed[31, 51] = True
     assert largest_parts(mask, pointed).sum() == 409
+
+
+def test_small_holes_are_filled_unless_pointed_at():
+    mask = np.zeros((60, 60), bool)
+    mask[5:55, 5:55] = True
+    mask[10:14, 10:14] = mask[20:50, 20:50] = mask[5:9, 30:34] = False
+    no_point = np.zeros_like(mask)
+    filled = fill_small_holes(mask, no_point)
+    assert filled[10:14, 10:14].all()
+    assert not filled[20:50, 20:50].any(), "a large hole is part of the shape"
+    assert not filled[5:9, 30:34].any(), "a bay is open"
+    no_point[12, 12] = True
+    np.testing.assert_array_equal(fill_small_holes(mask, no_point), mask)
 
 
 def test_upsampled_edge_snaps_to_the_picture():

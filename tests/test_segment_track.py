@@ -105,6 +105,14 @@ def test_a_correction_takes_over_from_its_frame_on():
     assert np.mean(overlaps(corrected.subject_mask[8:], true[8:])) > 0.9
 
 
+def test_an_empty_correction_ends_the_track():
+    images, true = moving_disc()
+    track = follow(images[:8], {0: true[0], 4: torch.zeros_like(true[0])})
+    assert track.subject_mask[4:].sum() == 0
+    assert track.weak == ()
+    assert overlaps(track.subject_mask[:4], true[:4])[3] > 0.9
+
+
 def test_follows_backwards_too():
     images, true = moving_disc()
     track = follow(images, {10: true[10]})

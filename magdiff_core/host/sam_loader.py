@@ -8,6 +8,7 @@ import os
 import comfy.model_management
 import comfy.model_patcher
 import folder_paths
+import torch
 
 from ..segment.sam import SamSegmenter, build_sam, detect_sizes, read_state_dict
 
@@ -18,6 +19,14 @@ NO_FILE = "none"
 
 _last: dict[tuple[str, float], comfy.model_patcher.ModelPatcher] = {}
 """The model used last: moving a slider must not read 400 MB to 2.5 GB again. Where its weights lie is core's say."""
+
+
+class _Room(torch.nn.Module):
+    """Holds the model: a patcher sets `device` on its module, which `Sam` defines as read-only."""
+
+    def __init__(self, sam: torch.nn.Module) -> None:
+        super().__init__()
+        self.sam = sam
 
 
 def register_folder() -> None:
@@ -58,7 +67,7 @@ def load_sam(name: str) -> SamSegmenter:
         # segment-anything is made of plain torch layers, which cannot be streamed part by part: the classic patcher
         # loads them whole.
         patcher = comfy.model_patcher.ModelPatcher(
-            build_sam(state, name),
+            _Room(build_sam(state, name)),
             load_device=comfy.model_management.get_torch_device(),
             offload_device=comfy.model_management.unet_offload_device(),
         )
@@ -68,4 +77,4 @@ def load_sam(name: str) -> SamSegmenter:
     # Attention over all patches of a 1024 x 1024 picture, 16 heads in float32, is what an encoder block needs beside
     # its weights.
     comfy.model_management.load_models_gpu([patcher], memory_required=3 * 1024**3, force_full_load=True)
-    return SamSegmenter(patcher.model)
+    return SamSegmenter(patcher.model.sam)

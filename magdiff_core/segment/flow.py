@@ -19,6 +19,8 @@ class Carried:
     """bool `[h, w]` in the new frame: flow forth and back agree and the pixel looks as before."""
     arrived: float
     """Share of the old mask's pixels, 0..1, that were found again in the new frame."""
+    motion: np.ndarray | None
+    """Similarity transform `[2, 3]` of the subject, old to new pixels; None when too little of it was found again."""
 
 
 def _sample(values: np.ndarray, columns: np.ndarray, rows: np.ndarray, outside: float) -> np.ndarray:
@@ -83,5 +85,19 @@ def carry(lab_before: np.ndarray, lab_after: np.ndarray, mask: np.ndarray, direc
     moved = _sample(mask.astype(np.float32), *source, 0.0) > 0.5
     trusted = _agreement(back, forth, soft[1], soft[0])
     kept = _agreement(forth, back, soft[0], soft[1])
-    total = int(mask.sum())
-    return Carried(moved, trusted, float(kept[mask].mean()) if total else 0.0)
+    arrived = float(kept[mask].mean()) if mask.any() else 0.0
+    return Carried(moved, trusted, arrived, _motion(forth, kept & mask))
+
+
+def _motion(flow: np.ndarray, where: np.ndarray, samples: int = 600) -> np.ndarray | None:
+    """Rotation, scale and shift that fit the flow of the pixels `where` best (RANSAC)."""
+    cv2 = import_cv2()
+    rows, columns = np.nonzero(where)
+    if len(rows) < 30:
+        return None
+    step = max(1, len(rows) // samples)
+    rows, columns = rows[::step], columns[::step]
+    old = np.stack([columns, rows], -1).astype(np.float32)
+    cv2.setRNGSeed(0)
+    motion, _ = cv2.estimateAffinePartial2D(old, old + flow[rows, columns], ransacReprojThreshold=2.0)
+    return motion

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .images import import_cv2, working_size
@@ -111,6 +113,23 @@ def largest_parts(mask: np.ndarray, keep: np.ndarray | None = None, share: float
     return wanted[parts]
 
 
+def fill_small_holes(mask: np.ndarray, sure_ground: np.ndarray, share: float = 0.1) -> np.ndarray:
+    """Fill enclosed background of at most `share` of the subject each: dark folds, reflections, printed patches.
+
+    Args:
+        mask: bool `[H, W]`.
+        sure_ground: bool `[H, W]`; a hole that holds such a pixel stays open.
+        share: of the subject's area.
+    """
+    cv2 = import_cv2()
+    count, parts, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    fill = stats[:, cv2.CC_STAT_AREA] <= share * mask.sum()
+    for rim in (parts[0], parts[-1], parts[:, 0], parts[:, -1], parts[sure_ground]):
+        fill[np.unique(rim)] = False
+    fill[0] = False
+    return mask | fill[parts] if count > 1 else mask
+
+
 def cut(image: np.ndarray, labels: np.ndarray, iterations: int) -> np.ndarray:
     """Run GrabCut from OpenCV labels; bool `[H, W]`, true = subject.
 
@@ -163,7 +182,19 @@ def _scaled_box(box: Box, sx: float, sy: float) -> Box:
     return box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy
 
 
-def refine_edge(lab: np.ndarray, mask: np.ndarray, band: int, iterations: int = 2, trusted: np.ndarray | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about a frame beside its expected mask; each bool `[H, W]`."""
+
+    trusted: np.ndarray
+    """Inside the mask: surely subject away from the edge. Elsewhere the inside may be cut away too."""
+    foreign: np.ndarray
+    """Not in the subject's colours: counts as background to begin with where it is not trusted."""
+    outside: np.ndarray
+    """Surely background unless it touches the mask's edge."""
+
+
+def refine_edge(lab: np.ndarray, mask: np.ndarray, band: int, iterations: int = 2, evidence: Evidence | None = None) -> np.ndarray:
     """Cut again in a band of `band` pixels on both sides of the mask's edge; what lies deeper stays.
 
     Args:
@@ -171,7 +202,7 @@ def refine_edge(lab: np.ndarray, mask: np.ndarray, band: int, iterations: int = 
         mask: bool `[H, W]`.
         band: pixels.
         iterations: rounds of colour fitting and cutting.
-        trusted: bool `[H, W]`; where false the inside of the mask may be cut away too.
+        evidence: more about the frame; without it the inside stays whole.
 
     Returns:
         bool `[H, W]`.
@@ -184,7 +215,11 @@ def refine_edge(lab: np.ndarray, mask: np.ndarray, band: int, iterations: int = 
     labels = np.full(mask.shape, cv2.GC_BGD, np.uint8)
     labels[near] = cv2.GC_PR_BGD
     labels[mask] = cv2.GC_PR_FGD
-    labels[deep if trusted is None else deep & trusted] = cv2.GC_FGD
+    labels[deep if evidence is None else deep & evidence.trusted] = cv2.GC_FGD
+    if evidence is not None:
+        labels[near & ~evidence.trusted & evidence.foreign] = cv2.GC_PR_BGD
+        edge = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        labels[evidence.outside & ~edge] = cv2.GC_BGD
     rows, columns = np.nonzero(near)
     if not len(rows):
         return mask
@@ -238,4 +273,6 @@ def segment_grabcut(image: np.ndarray, prompt: Prompt, iterations: int = 6) -> n
         sure = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
         mask = refine_edge(fine, mask, band=max(3, round(2.5 * fine.shape[1] / coarse.shape[1])))
         mask = largest_parts((mask | (sure == cv2.GC_FGD)) & (sure != cv2.GC_BGD), sure == cv2.GC_FGD)
+        labels = sure
+    mask = fill_small_holes(mask, labels == cv2.GC_BGD)
     return upsample_edge(mask, image)

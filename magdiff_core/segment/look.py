@@ -33,6 +33,17 @@ class Look:
             counts = 0.25 * parts[0] + 0.5 * parts[1] + 0.25 * parts[2]
         return counts / max(counts.sum(), 1e-6)
 
+    def foreign(self, lab: np.ndarray, expected: np.ndarray, times: float) -> np.ndarray:
+        """Pixels whose colour is more than `times` as common off the subject as on it; bool `[h, w]`.
+
+        Args:
+            lab: uint8 Lab `[h, w, 3]`.
+            expected: bool `[h, w]`, where the subject should be.
+            times: 1 or more.
+        """
+        bins = (lab[..., 0] >> 5, lab[..., 1] >> 4, lab[..., 2] >> 4)
+        return times * self.histogram[bins] < self._histogram(lab, ~expected)[bins]
+
     def likeness(self, lab: np.ndarray, mask: np.ndarray) -> float:
         """Bhattacharyya coefficient of the two colour distributions, 0..1."""
         if not mask.any():

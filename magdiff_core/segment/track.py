@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .flow import carry
-from .grabcut import largest_parts, refine_edge, upsample_edge
+from .flow import Carried, carry
+from .grabcut import Evidence, largest_parts, refine_edge, upsample_edge
 from .images import import_cv2, to_bytes, working_size
 from .look import Look, find_again
 
@@ -18,6 +18,15 @@ FOLLOW_SIDE = 480
 
 WEAK = 0.5
 """Below this confidence a frame is shown as weak."""
+
+FOREIGN = 4.0
+"""A colour that is this many times as common off the subject as on it is not the subject's."""
+
+LOST = 0.03
+"""Share of the subject's area below which it counts as gone."""
+
+PATIENCE = 40
+"""Frames for which the outline of a hidden subject is moved on."""
 
 RefineFrame = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(uint8 RGB `[H, W, 3]`, expected mask bool `[H, W]`) -> better mask bool `[H, W]`."""
@@ -75,48 +84,72 @@ class _Follower:
         self.mask = self._shrink(mask.numpy())
         self.look = Look(self.lab, self.mask)
         self.view = (self.lab, self.mask)
-        self.full_area = self.look.area
+        self.whole, self.motion, self.patience = self.mask, np.eye(2, 3), PATIENCE
         self.confidence = 1.0
 
-    def _better(self, picture: np.ndarray, lab: np.ndarray, expected: np.ndarray, trusted: np.ndarray) -> np.ndarray:
-        """Give the carried mask the edge of this frame."""
+    def _better(self, picture: np.ndarray, lab: np.ndarray, expected: np.ndarray, evidence: Evidence | None = None) -> np.ndarray:
+        """Give an expected mask the edge of this frame."""
         if self.refine is None:
-            better = largest_parts(refine_edge(lab, expected, self.band, trusted=trusted))
+            better = largest_parts(refine_edge(lab, expected, self.band, evidence=evidence))
         else:
             better = self._shrink(self.refine(picture, upsample_edge(expected, picture)))
         # A cut that runs away (the subject and the ground look alike) is worse than no cut.
         return better if _overlap(better, expected) > 0.5 else expected
 
+    def _evidence(self, lab: np.ndarray, mask: np.ndarray, carried: Carried) -> Evidence:
+        return Evidence(
+            trusted=carried.trusted & carried.mask,
+            foreign=self.look.foreign(lab, mask, FOREIGN),
+            outside=~mask & (carried.trusted | self.look.foreign(lab, mask, 1)),
+        )
+
+    def _move_on(self, motion: np.ndarray | None) -> None:
+        """Move on the subject's whole outline, of which only a part may be in sight."""
+        cv2 = import_cv2()
+        if motion is not None:
+            self.motion = motion
+        moved = cv2.warpAffine(self.whole.astype(np.float32), self.motion, self.size[::-1], flags=cv2.INTER_LINEAR)
+        self.whole = moved > 0.5
+
     def step(self, index: int) -> tuple[np.ndarray, float]:
         """Walk to frame `index`, a neighbour of the last one: mask bool `[H, W]` and confidence 0..1."""
+        if not self.look.area:
+            # Whoever gave an empty mask said that the subject is gone from here on.
+            return np.zeros(self.images.shape[1:3], bool), 1.0
         picture = to_bytes(self.images[index])
         lab = self._lab(picture)
         carried = carry(self.lab, lab, self.mask, self.look.direction)
-        area, score, ceiling = int(self.mask.sum()), 0.0, self.confidence + 0.1
-        # What the subject would cover if nothing hid it; it may shrink by 3 % a frame without suspicion.
-        self.full_area = max(area, 0.97 * self.full_area)
-        mask = carried.mask
+        self._move_on(carried.motion)
+        mask, score, ceiling = carried.mask, 0.0, self.confidence + 0.1
+        if 0 < self.patience < PATIENCE:
+            # What came out from behind something: inside the whole outline, in colours of the subject.
+            mask = mask | (self.whole & ~self.look.foreign(lab, self.whole | mask, FOREIGN))
         if mask.any():
-            mask = self._better(picture, lab, mask, carried.trusted)
+            mask = self._better(picture, lab, mask, self._evidence(lab, mask, carried))
             score = min(
                 _ramp(carried.arrived, 0.2, 0.8),
                 self._likeness(lab, mask),
                 _ramp(_overlap(mask, carried.mask), 0.4, 0.8),
-                _ramp(int(mask.sum()) / self.full_area, 0.2, 0.8),
+                _ramp(int(mask.sum()) / max(1, int((mask | self.whole).sum())), 0.3, 0.9),
             )
-        if int(mask.sum()) < 0.5 * self.full_area:
+        if int(mask.sum()) < 0.5 * max(int(self.whole.sum()), LOST * self.look.area):
             again = find_again(lab, *self.view)
             if again.any():
-                again = self._better(picture, lab, again, again)
+                again = self._better(picture, lab, again)
             if again.sum() > mask.sum() and self._likeness(lab, again) > max(score, WEAK):
                 mask, score, ceiling = again, self._likeness(lab, again), WEAK + 0.1
+                self.whole = again
         # A remnant that nothing speaks for is what the flow dragged along at the rim of the picture.
-        if int(mask.sum()) < (0.15 if score == 0 else 0.03) * self.full_area:
+        if int(mask.sum()) < (5 * LOST if score == 0 else LOST) * self.look.area:
             mask, score = np.zeros_like(mask), 0.0
         # A subject that was lost for a moment may come back as a part of itself: trust returns slowly.
         self.confidence = min(score, ceiling)
         if self.confidence > 0.9:
             self.view = (lab, mask)
+        in_sight = int(mask.sum()) >= 0.9 * int(self.whole.sum()) and mask.any()
+        self.patience = PATIENCE if in_sight else max(0, self.patience - 1)
+        if in_sight or not self.patience:
+            self.whole = mask
         self.lab, self.mask = lab, mask
         return upsample_edge(mask, picture), self.confidence
 
@@ -133,9 +166,13 @@ def follow(
     """Follow a subject through a clip.
 
     From the first given mask the subject is followed to both ends of the clip; each later given mask takes over from
-    its frame on. Between two frames the mask is carried along optical flow, then its edge is cut anew. The confidence
-    is the worst of: share of the subject that flow found again, likeness of its colours to the last given mask, what
-    the new cut left of the carried mask, change of its area; after a weak frame it recovers by at most 0.1 a frame.
+    its frame on. Between two frames the mask is carried along optical flow, then its edge is cut anew. A part that is
+    hidden keeps being expected where the visible rest's motion puts it; a subject that is gone is looked for in the
+    whole picture by its last good view.
+
+    The confidence is the worst of: the share of the subject that flow found again, the likeness of its colours to the
+    last given mask, what the new cut left of the carried mask, the share of the whole outline that is in sight. After a
+    weak frame it recovers by at most 0.1 a frame.
 
     Args:
         images: `[F, H, W, 3]`, float 0..1 on the CPU.
