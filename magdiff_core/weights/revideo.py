@@ -1,0 +1,94 @@
+"""The layout of the released ReVideo checkpoint, and what its names are called here.
+
+One file holds everything: `model.diffusion_model.*` (the whole SVD UNet, fine-tuned), `model.ctrlnet_model.*` (the control
+branch), `conditioner.*` and `first_stage_model.*` (image encoder and autoencoder). The trunk of the control branch has the
+names of the UNet's own encoder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+CONTROL_PREFIX = "model.ctrlnet_model."
+TRUNK = "trunk."
+
+_PUBLISHED = (
+    # (published, ours); the first that fits counts
+    (r"mask_embedding\.(.+)", r"content_encoder.\1"),
+    (r"controlnet_cond_embedding\.(.+)", r"motion_encoder.\1"),
+    (r"weight_embedding\.(conv_final\..+)", r"safm.\1"),
+    (r"weight_embedding\.(.+)", r"safm.weight_encoder.\1"),
+    (r"controlnet_down_blocks\.(\d+)\.0\.(weight|bias)", r"zero_convs.\1.\2"),
+    (r"controlnet_mid_block\.0\.(weight|bias)", r"zero_conv_middle.\1"),
+    (r"((?:time_embed|label_emb|input_blocks|middle_block)\..+)", rf"{TRUNK}\1"),
+)
+_SIGNATURE = ("controlnet_cond_embedding.conv_in.weight", "mask_embedding.conv_in.weight", "weight_embedding.conv_in.weight")
+
+
+def our_name(published: str) -> str | None:
+    """Our name of a published control key (without its prefix), or None for a key of another model."""
+    for pattern, name in _PUBLISHED:
+        match = re.fullmatch(pattern, published)
+        if match:
+            return match.expand(name)
+    return None
+
+
+def control_prefix(keys: Iterable[str]) -> str | None:
+    """What stands before the control keys in a file with these keys: any prefix, "" for none; None when there is no control.
+
+    Recognised by the three condition encoders, which no other model has together.
+    """
+    keys = set(keys)
+    for key in keys:
+        if key.endswith(_SIGNATURE[0]):
+            prefix = key.removesuffix(_SIGNATURE[0])
+            if all(prefix + name in keys for name in _SIGNATURE):
+                return prefix
+    return None
+
+
+def read_control(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The control branch of a released file in our names; other keys (UNet, optimiser, averages) are left out.
+
+    Raises ValueError when there is none, or when weights of it are missing.
+    """
+    prefix = control_prefix(state_dict)
+    if prefix is None:
+        raise ValueError("no ReVideo control branch among these weights")
+    named = {our_name(key.removeprefix(prefix)): value for key, value in state_dict.items() if key.startswith(prefix)}
+    named.pop(None, None)
+    _check_complete(named)
+    return named
+
+
+def encoder_widths(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Widths of the condition encoders in a control branch in our names: of the first convolution and of the three strided ones."""
+    layers = ("conv_in", "blocks.1", "blocks.3", "blocks.5")
+    return tuple(weights[f"content_encoder.{layer}.weight"].shape[0] for layer in layers)
+
+
+def trunk_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trunk of a control branch in our names, under the names that a UNet's own encoder has."""
+    return {key.removeprefix(TRUNK): value for key, value in weights.items() if key.startswith(TRUNK)}
+
+
+def _check_complete(weights: Mapping[str, Tensor]) -> None:
+    expected = []
+    for encoder in ("content_encoder", "motion_encoder", "safm.weight_encoder"):
+        expected += [f"{encoder}.{layer}" for layer in ("conv_in", *(f"blocks.{i}" for i in range(6)), "conv_out")]
+    expected += ["safm.conv_final", "zero_conv_middle", f"{TRUNK}time_embed.0", f"{TRUNK}time_embed.2"]
+    blocks = {int(m[1]) for key in weights if (m := re.match(rf"{TRUNK}input_blocks\.(\d+)\.", key))}
+    expected += [f"zero_convs.{block}" for block in range(max(blocks, default=0) + 1)]
+    expected.append(f"{TRUNK}input_blocks.0.0")
+    if any(".time_stack." in key for key in weights):
+        expected += [f"{TRUNK}label_emb.0.0", f"{TRUNK}label_emb.0.2"]
+    missing = [f"{layer}.{tensor}" for layer in expected for tensor in ("weight", "bias") if f"{layer}.{tensor}" not in weights]
+    if missing:
+        raise ValueError(
+            f"this looks like a ReVideo control branch, but {len(missing)} of its weights are missing, such as {missing[0]}: "
+            "the file was cut or is of another version. Fetch it again"
+        )
