@@ -78,12 +78,20 @@ def test_another_shape_is_over():
     assert comparison.verdict == OVER
 
 
+def test_weights_of_another_model(tmp_path, capsys):
+    path = tmp_path / "other.safetensors"
+    save_file({"sd.model.diffusion_model.x": torch.zeros(1), "out.eps": torch.zeros(1), "in.x": torch.zeros(1)}, path)
+    path.with_suffix(".json").write_text('{"meta": {}}')
+    assert run(path) == (0, {"out.eps": "not covered"}, "0 covered, 0 over, 1 not covered")
+    assert "no layout" in capsys.readouterr().err
+
+
 def test_files_that_cannot_be_used(tmp_path, capsys):
     alone = tmp_path / "alone.safetensors"
     save_file({"sd.unet.x": torch.zeros(1)}, alone)
     assert run(alone)[0] == 2 and "alone.json is missing" in capsys.readouterr().err
     alone.with_suffix(".json").write_text('{"meta": {}}')
-    assert run(alone)[0] == 2 and "no layout" in capsys.readouterr().err
+    assert run(alone) == (0, {}, "0 covered, 0 over, 0 not covered") and "no layout" in capsys.readouterr().err
     alone.with_suffix(".json").write_text("[]")
     assert run(alone)[0] == 2 and "meta" in capsys.readouterr().err
     alone.write_bytes(b"not weights")

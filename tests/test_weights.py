@@ -334,6 +334,22 @@ def test_a_released_model_can_be_rebuilt_for_another_device(whole_model):
             }
 
 
+def test_a_released_model_predicts_noise_whatever_core_guesses(comfy_session, tmp_path, monkeypatch, sd21_shaped):
+    import comfy.model_base
+    import comfy.supported_models
+
+    from magdiff_core.host.load_checkpoint import load_checkpoint
+
+    guess = comfy.model_base.ModelType.V_PREDICTION
+    monkeypatch.setattr(comfy.supported_models.SD20, "model_type", lambda self, state_dict, prefix="": guess)
+    path = tmp_path / "guessed.safetensors"
+    save_file(sd21_shaped, path)
+    model = load_checkpoint(str(path)).model.model
+    assert model.model_type.name == "EPS"
+    x, sigma = torch.ones(1), torch.full((1,), 2.0)
+    assert model.model_sampling.calculate_denoised(sigma, x, x).item() == -1.0, "x - sigma * eps"
+
+
 def test_text_encoder_and_autoencoder_reach_core(comfy_session, tmp_path, monkeypatch, sd21_shaped):
     import comfy.sd
 

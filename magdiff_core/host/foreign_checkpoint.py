@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_base
 import comfy.model_detection
 import comfy.sd
 import comfy.utils
@@ -55,7 +56,13 @@ def _base_model(released: ReleasedCheckpoint, disable_dynamic: bool = False) -> 
             f"a {released.layout} UNet of another size: {width} channels and a text width of {context}; "
             "ComfyUI knows 320 with 1024 (SD2.1) and 320 with 768 (SD1.5)"
         )
-    return comfy.sd.load_diffusion_model_state_dict(dict(released.unet), disable_dynamic=disable_dynamic)
+    patcher = comfy.sd.load_diffusion_model_state_dict(dict(released.unet), disable_dynamic=disable_dynamic)
+    # ComfyUI tells v prediction by the spread of one bias, which fine-tuning may have moved. These weights predict noise.
+    eps = comfy.model_base.ModelType.EPS
+    if patcher.model.model_type != eps:
+        patcher.model.model_type = eps
+        patcher.model.model_sampling = comfy.model_base.model_sampling(patcher.model.model_config, eps)
+    return patcher
 
 
 def _clip(text_encoder: dict[str, Tensor], disable_dynamic: bool = False) -> comfy.sd.CLIP:

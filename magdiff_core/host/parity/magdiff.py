@@ -20,17 +20,10 @@ from .observe import Observer
 from .runs import sample_ddim, unet_outputs
 from .small_model import small_model
 
-TOLERANCES = {"ddim.noise_pred": 3e-4, "ddim.latents": 2e-3, "ddim.timesteps": 0.0}
-
 
 def recognises(fixture: Fixture) -> bool:
     """Whether this module does files like `fixture`."""
     return layout_of(fixture.weights) is not None
-
-
-def tolerance(name: str) -> float:
-    """Largest absolute difference that is in order for float32 (an independent implementation stays at a fifth of it)."""
-    return TOLERANCES.get(name, 1e-4)
 
 
 def build_model(fixture: Fixture) -> ModelPatcher:
