@@ -71,7 +71,7 @@ class AdapterConfig:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str] | None) -> AdapterConfig:
-        """Read `to_metadata` back. Raises ValueError when the format or its version is not ours."""
+        """Read `to_metadata` back. Raises ValueError when the format or its version is not ours, or `config` is not readable."""
         metadata = metadata or {}
         if metadata.get("format") != FORMAT:
             raise ValueError(f"not a MagDiff adapter: metadata format is {metadata.get('format')!r}, expected {FORMAT!r}")
@@ -80,10 +80,18 @@ class AdapterConfig:
                 f"MagDiff adapter of format version {metadata.get('format_version')!r}: this pack reads "
                 f"version {FORMAT_VERSION}, update the pack"
             )
-        stored = json.loads(metadata["config"])
-        known = {f.name for f in fields(cls)}
-        encoder = ImageEncoderConfig(**stored.pop("image_encoder", {}))
-        return cls(image_encoder=encoder, **{name: value for name, value in stored.items() if name in known})
+        try:
+            stored = dict(json.loads(metadata["config"]))
+            encoder = ImageEncoderConfig(**_known(ImageEncoderConfig, stored.pop("image_encoder", {})))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"damaged MagDiff adapter: the config in its metadata cannot be read ({error!r})") from error
+        return cls(image_encoder=encoder, **_known(cls, stored))
+
+
+def _known(kind: type, stored: Mapping) -> dict:
+    """What `kind` has a field for: a newer pack may have written more."""
+    names = {f.name for f in fields(kind)}
+    return {name: value for name, value in dict(stored).items() if name in names}
 
 
 def _sites(keys: Iterable[str], prefix: str, suffix: str) -> list[str]:
@@ -160,6 +168,12 @@ class MagDiffAdapter(nn.Module):
         self.projector = None
         if "projector.latents" in shapes:
             _, queries, width = shapes["projector.latents"]
+            inner = shapes["projector.layers.0.0.to_q.weight"][0]
+            if inner % config.projector_heads:
+                raise ValueError(
+                    f"the config of this adapter names {config.projector_heads} projector heads, "
+                    f"which do not divide the projector's {inner} channels"
+                )
             self.projector = Resampler(
                 image_width=shapes["projector.proj_in.weight"][1],
                 width=width,
@@ -167,7 +181,7 @@ class MagDiffAdapter(nn.Module):
                 queries=queries,
                 depth=len(_sites(shapes, "projector.layers.", ".0.to_q.weight")),
                 heads=config.projector_heads,
-                inner=shapes["projector.layers.0.0.to_q.weight"][0],
+                inner=inner,
                 feed_forward=shapes["projector.layers.0.1.1.weight"][0],
                 **options,
             )
@@ -183,9 +197,12 @@ def adapter_from_state_dict(
     weights = {key: value for key, value in state_dict.items() if not key.startswith(BASE_PREFIX)}
     if not any(key.startswith(PARTS) for key in weights):
         raise ValueError("no MagDiff part in this file: expected keys under " + ", ".join(part + "*" for part in PARTS))
-    adapter = MagDiffAdapter({k: v.shape for k, v in weights.items()}, config, operations, dtype, device)
-    # assign: the placeholders are dropped, and host layers that start without a weight get one.
-    missing, unexpected = adapter.load_state_dict(weights, strict=False, assign=True)
+    try:
+        adapter = MagDiffAdapter({k: v.shape for k, v in weights.items()}, config, operations, dtype, device)
+        # assign: the placeholders are dropped, and host layers that start without a weight get one.
+        missing, unexpected = adapter.load_state_dict(weights, strict=False, assign=True)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise ValueError(f"damaged MagDiff adapter: its tensors do not fit together ({error})") from error
     if missing or unexpected:
         raise ValueError(f"damaged MagDiff adapter: missing keys {missing[:5]}, keys without a place {unexpected[:5]}")
     return adapter

@@ -147,7 +147,7 @@ def test_an_earlier_attn2_replacement_takes_the_place_of_the_text(rig, base, ful
         assert plain.rows == {(2 * rig.FRAMES, 2 * rig.FRAMES)}
     doubled = rig.run(with_theirs(Theirs(2.0)), *rig.wired())
     weights = rig.adapter_weights(base)
-    weights["apa.middle_block.1.transformer_blocks.0.alpha_text"] = 2 * weights["apa.middle_block.1.transformer_blocks.0.alpha_text"]
+    weights["apa.middle_block.1.transformer_blocks.0.alpha_text"] *= 2
     expected = rig.run(rig.apply_adapter(base, rig.adapter(base, weights), rig.PartStrengths()), *rig.wired())
     assert rig.difference(doubled, expected) < rig.BATCHING
 

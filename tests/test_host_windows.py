@@ -25,14 +25,6 @@ def adapted(rig, base):
     return rig.adapted(base)
 
 
-def windowed(model, length=WINDOW, overlap=0, schedule="standard_static", fuse="flat", anchor=False, retain="", stride=1):
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-
-    return ContextWindowsManualNode.execute(
-        model, length, overlap, schedule, stride, False, fuse, 0, False, cond_retain_index_list=retain, causal_window_fix=anchor
-    ).args[0]
-
-
 def changed_frames(a: torch.Tensor, b: torch.Tensor) -> list[int]:
     return (a - b).abs().flatten(1).amax(1).gt(1e-4).nonzero().flatten().tolist()
 
@@ -42,7 +34,7 @@ def changed_frames(a: torch.Tensor, b: torch.Tensor) -> list[int]:
 def test_a_changed_reference_changes_every_window(rig, adapted, anchor, part):
     payload = rig.subject(LONG)
     other = {**payload, part: rig.subject(LONG, seed=100)[part]}
-    model = windowed(adapted, anchor=anchor)
+    model = rig.windowed(adapted, anchor=anchor)
     a, b = (rig.run(model, *rig.wired(**p), frames=LONG, steps=1) for p in (payload, other))
     assert changed_frames(a, b) == list(range(LONG))
 
@@ -53,7 +45,7 @@ def test_one_window_over_the_clip_equals_the_run_without_windows(rig, adapted, a
     wired = rig.wired(**rig.subject(WINDOW, mode))
     plain = rig.run(adapted, *wired, frames=WINDOW)
     for length in (WINDOW, 16):
-        assert torch.equal(rig.run(windowed(adapted, length, anchor=anchor), *wired, frames=WINDOW), plain)
+        assert torch.equal(rig.run(rig.windowed(adapted, length, anchor=anchor), *wired, frames=WINDOW), plain)
 
 
 def test_a_looped_window_over_the_clip_equals_the_run_without_windows_where_no_layer_mixes_frames(rig, base):
@@ -61,7 +53,7 @@ def test_a_looped_window_over_the_clip_equals_the_run_without_windows_where_no_l
     model = rig.adapted(base, temporal=0.0, image_stream=0.0)
     wired = rig.wired(**rig.subject(6, "edit"))
     plain = rig.run(model, *wired, frames=6)
-    looped = rig.run(windowed(model, 4, 2, "looped_uniform"), *wired, frames=6)
+    looped = rig.run(rig.windowed(model, 4, 2, "looped_uniform"), *wired, frames=6)
     assert rig.difference(looped, plain) < rig.BATCHING
 
 
@@ -70,7 +62,7 @@ def test_generation_puts_the_subject_at_the_start_of_every_window(rig, adapted, 
     """The last window equals a clip of its own, made from the same noise with the same subject."""
     wired = rig.wired(**rig.subject(LONG))
     noise = rig.random(LONG, 4, 8, 8, seed=1)
-    whole = rig.run(windowed(adapted, anchor=anchor), *wired, noise=noise, frames=LONG, steps=1)
+    whole = rig.run(rig.windowed(adapted, anchor=anchor), *wired, noise=noise, frames=LONG, steps=1)
     # With the causal fix the window starts one frame earlier, and core drops that frame from the result.
     start = LONG - WINDOW - anchor
     payload = rig.subject(LONG - start)
@@ -84,7 +76,7 @@ def test_editing_gives_each_window_the_data_of_its_frames(rig, adapted, anchor):
 
     payload = rig.subject(LONG, "edit")
     noise = rig.random(LONG, 4, 8, 8, seed=1)
-    whole = rig.run(windowed(adapted, anchor=anchor), *rig.wired(**payload), noise=noise, frames=LONG, steps=1)
+    whole = rig.run(rig.windowed(adapted, anchor=anchor), *rig.wired(**payload), noise=noise, frames=LONG, steps=1)
     start = LONG - WINDOW - anchor
     tokens = SubjectTokens({"last": payload["tokens"].layers["last"][:, start:]}, black_entry=True)
     levels = tuple(level[:, start:] for level in payload["latents"].levels)
@@ -99,7 +91,8 @@ def test_the_causal_frame_counts_where_one_more_frame_makes_the_whole_clip(rig, 
     payload = rig.subject(9, "edit")
     noise = rig.random(9, 4, 8, 8, seed=1)
     plain = rig.run(model, *rig.wired(**payload), noise=noise, frames=9, steps=1)
-    looped = rig.run(windowed(model, 8, 1, "looped_uniform", anchor=True), *rig.wired(**payload), noise=noise, frames=9, steps=1)
+    model = rig.windowed(model, 8, 1, "looped_uniform", anchor=True)
+    looped = rig.run(model, *rig.wired(**payload), noise=noise, frames=9, steps=1)
     assert rig.difference(looped, plain) < rig.BATCHING
 
 
@@ -111,14 +104,14 @@ def test_a_change_in_one_edited_frame_reaches_only_its_window(rig, adapted):
     for level in levels:
         level[:, 10] += 1.0
     other = {**payload, "latents": SubjectLatents(levels, LONG, "edit")}
-    model = windowed(adapted)
+    model = rig.windowed(adapted)
     a, b = (rig.run(model, *rig.wired(**p), frames=LONG, steps=1) for p in (payload, other))
     assert changed_frames(a, b) == list(range(8, 16))
 
 
 @pytest.mark.parametrize("schedule", ["standard_uniform", "looped_uniform", "batched", "standard_static"])
 def test_every_schedule_of_core_runs(rig, adapted, schedule):
-    model = windowed(adapted, 8, 4 if schedule != "batched" else 0, schedule, "pyramid", anchor=True, stride=2)
+    model = rig.windowed(adapted, 8, 4 if schedule != "batched" else 0, schedule, "pyramid", anchor=True, stride=2)
     assert torch.isfinite(rig.run(model, *rig.wired(**rig.subject(20, "edit")), frames=20)).all()
 
 
@@ -128,7 +121,7 @@ def test_prompts_that_change_along_the_clip(rig, adapted):
     rows = rig.random(1, 77, 32, seed=7).repeat(LONG, 1, 1)
     rows[20:] = rig.random(4, 77, 32, seed=8)
     negative = rig.attach(rig.text(32), **payload)
-    model = windowed(adapted)
+    model = rig.windowed(adapted)
     changing = rig.run(model, rig.attach([[rows, {}]], **payload), negative, frames=LONG, steps=1)
     constant = rig.run(model, rig.attach([[rows[:1], {}]], **payload), negative, frames=LONG, steps=1)
     assert changed_frames(changing, constant) == list(range(16, 24))
@@ -142,7 +135,7 @@ def test_frozen_data_is_computed_once_for_all_windows(rig, adapted):
     site = adapter.apa.sites[0]
     watched = (adapter.projector, adapter.hfa.conv_z, adapter.apa.find(site).to_k_image)
     for mode in ("generate", "edit"):
-        model = windowed(adapted, 8, 4, "looped_uniform", stride=2)
+        model = rig.windowed(adapted, 8, 4, "looped_uniform", stride=2)
         with rig.calls_of(*watched) as counts:
             rig.run(model, *rig.wired(**rig.subject(LONG, mode)), frames=LONG, steps=3)
         assert counts == [1, 1, 1]

@@ -91,6 +91,15 @@ def run(model, positive, negative, frames=FRAMES, side=SIDE, steps=2, cfg=7.5, s
     )
 
 
+def windowed(model, length=8, overlap=0, schedule="standard_static", fuse="flat", anchor=False, retain="", stride=1):
+    """`model` in core's context windows; `anchor` is core's causal fix."""
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    return ContextWindowsManualNode.execute(
+        model, length, overlap, schedule, stride, False, fuse, 0, False, cond_retain_index_list=retain, causal_window_fix=anchor
+    ).args[0]
+
+
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference over the largest value."""
     return ((a - b).abs().max() / b.abs().max()).item()
