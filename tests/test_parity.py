@@ -54,12 +54,12 @@ def test_vidrd():
 def test_another_weight_is_found(tmp_path):
     weights = load_file(FIXTURES / "magdiff.safetensors")
     key = "sd.unet.mid_block.temp_convs.0.convs.15.bias"
-    path = copy_of("magdiff", tmp_path, **{key: weights[key] + 0.01, "ddim.timesteps": None, "new.group": torch.zeros(2)})
+    path = copy_of("magdiff", tmp_path, **{key: weights[key] + 0.01, "ddim.timesteps": None, "mid.d7_res0": torch.zeros(2)})
     status, verdicts, summary = run(path)
     assert status == 1
     assert verdicts["out.eps"] == verdicts["mid.mid_attn"] == "OVER"
     assert verdicts["mid.down2"] == verdicts["res.tokens"] == "ok", "what comes before the changed weight"
-    assert verdicts["new.group"] == verdicts["ddim.latents"] == "not covered"
+    assert verdicts["mid.d7_res0"] == verdicts["ddim.latents"] == "not covered"
     assert summary.endswith(" over, 3 not covered") and " 0 over" not in summary
 
 

@@ -65,6 +65,17 @@ def test_full_size_unet_is_converted_without_a_rest(layout):
     assert parts.text_encoder == parts.vae == {}
 
 
+def test_core_takes_the_full_size_base_for_sd21(comfy_session):
+    import comfy.model_detection
+    import comfy.supported_models
+
+    parts = read_released(meta(vidrd_shapes()))
+    config = comfy.model_detection.model_config_from_unet(parts.unet, "")
+    assert type(config) is comfy.supported_models.SD20
+    assert config.unet_config["channel_mult"] == [1, 2, 4, 4] and config.unet_config["num_head_channels"] == 64
+    assert config.unet_config["transformer_depth_output"] == [1] * 9 + [0] * 3
+
+
 @pytest.mark.parametrize("prefix", ["unet.", ""])
 def test_prefixes(prefix):
     weights = released.unet_weights()

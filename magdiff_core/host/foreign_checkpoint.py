@@ -18,12 +18,13 @@ from .loaded_checkpoint import LoadedCheckpoint
 from .tensor_file import load_tensors
 
 
-def load_full_checkpoint(path: str) -> LoadedCheckpoint:
+def load_full_checkpoint(path: str, state_dict: dict[str, Tensor] | None = None) -> LoadedCheckpoint:
     """MODEL with the file's adapter at full strength, CLIP and VAE where the file has them; never an image encoder.
 
+    `state_dict`: the tensors of `path`, where they were read before.
     Raises ValueError when the file is damaged, of another layout, incomplete, or of a size that ComfyUI does not know.
     """
-    released = _read(path)
+    released = _read(path, state_dict)
     base = _base_model(released)
     base.cached_patcher_init = (_reload_base, (path,))
     adapter = adapter_patcher(released.adapter, released.config)
@@ -38,8 +39,9 @@ def load_full_checkpoint(path: str) -> LoadedCheckpoint:
     return LoadedCheckpoint(apply_adapter(base, adapter, PartStrengths()), clip, vae)
 
 
-def _read(path: str) -> ReleasedCheckpoint:
-    state_dict, _ = load_tensors(path)
+def _read(path: str, state_dict: dict[str, Tensor] | None = None) -> ReleasedCheckpoint:
+    if state_dict is None:
+        state_dict, _ = load_tensors(path)
     try:
         return read_released(state_dict)
     except ValueError as error:

@@ -30,13 +30,16 @@ def load_checkpoint(path: str) -> LoadedCheckpoint:
             "with Apply MagDiff Adapter"
         )
     if kind == RELEASED:
-        return load_full_checkpoint(path)
+        return load_full_checkpoint(path, state_dict)
+    what = describe(state_dict)
+    # Core reads the file itself, so that it can do so again: two copies would not fit everywhere.
+    del state_dict
     try:
         model, clip, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(
             path, output_clipvision=True, embedding_directory=embeddings
         )
     except RuntimeError as error:
-        raise ValueError(f"{path} holds no model that can be loaded: {describe(state_dict)}") from error
+        raise ValueError(f"{path} holds no model that can be loaded: {what}") from error
     if vae is not None and vae.first_stage_model is None:
         vae = None
     return LoadedCheckpoint(model, clip, vae, clip_vision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from ...adapter import MagDiffAdapter
 from ...temporal.position import frame_positions
 from ...weights.unet_names import UnetNames
 from .observe import Observer
+
+_log = logging.getLogger("magdiff")
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,12 @@ def observe(
     for name in wanted:
         for pattern, register in places.items():
             match = re.fullmatch(pattern, name)
-            if match:
+            if match is None:
+                continue
+            try:
                 register(name, *match.groups())
+            except (AttributeError, IndexError):
+                _log.warning("%s: this UNet has no such place", name)
     if isinstance(unet.input_blocks[1][-1], SpatialTransformer):
         _observe_block(wanted, observer, model, adapter, shown(0))
 
