@@ -1,0 +1,1 @@
+"""Measurements that are not tests: quality of the small model, speed, and the demo."""

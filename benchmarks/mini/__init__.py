@@ -1,0 +1,1 @@
+"""Benchmark of the small model: `python dev.py run -m benchmarks.mini`."""

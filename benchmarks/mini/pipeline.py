@@ -1,0 +1,113 @@
+"""The nodes of the example workflows, called in this process the way ComfyUI calls them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from magdiff_core.host import session
+
+CHECKPOINT = "magdiff-mini.safetensors"
+ADAPTER = "magdiff-mini-adapter.safetensors"
+GENERATE, EDIT = "generate", "edit"
+
+
+class MissingModel(Exception):
+    """A file of the small model is not there; the text says where it belongs."""
+
+
+def check_models(folder: Path = session.PACK_FOLDER / "models") -> None:
+    """Raises MissingModel naming the files of the small model that `folder` lacks."""
+    missing = [name for name in (CHECKPOINT, ADAPTER) if not (folder / name).is_file()]
+    if missing:
+        raise MissingModel(
+            f"{' and '.join(missing)} not found in {folder}: they come with the repository "
+            "(git checkout -- models), or make them with: python dev.py run -m magdiff_core.train"
+        )
+
+
+class Pipeline:
+    """Checkpoint, adapter and the nodes that make a clip with them.
+
+    Every method runs under inference mode, one clip at a time, as a user's prompt does.
+    """
+
+    def __init__(self) -> None:
+        check_models()
+        # Previews go into a base directory of our own; the models are found in the pack.
+        self.base = tempfile.TemporaryDirectory(prefix="magdiff-mini-", ignore_cleanup_errors=True)
+        session.start(self.base.name)
+        self.pack = session.load_pack()
+        import comfy.utils
+        import nodes
+
+        comfy.utils.PROGRESS_BAR_ENABLED = False
+        self.core = nodes.NODE_CLASS_MAPPINGS
+        with torch.inference_mode():
+            self.base_model, self.clip, self.vae, self.clip_vision = self._ours("MagDiffLoadCheckpoint", checkpoint=CHECKPOINT)
+            self.negative = self._text("")
+
+    def _ours(self, node: str, **inputs: object) -> tuple:
+        """Runs one of the pack's nodes; inputs that are not given take the defaults of its schema."""
+        kind = self.pack[node]
+        defaults = {
+            field.id: field.default
+            for field in kind.GET_SCHEMA().inputs
+            if not field.optional and getattr(field, "default", None) is not None
+        }
+        return kind.execute(**{**defaults, **inputs}).args
+
+    def _text(self, prompt: str) -> list:
+        return self.core["CLIPTextEncode"]().encode(self.clip, prompt)[0]
+
+    def autoencode(self, frames: Tensor) -> Tensor:
+        """`[F, h, w, 3]` through VAE Encode and VAE Decode."""
+        with torch.inference_mode():
+            latent = self.core["VAEEncode"]().encode(self.vae, frames)[0]
+            return self.core["VAEDecode"]().decode(self.vae, latent)[0].cpu()
+
+    def make(
+        self,
+        prompt: str,
+        pictures: Tensor,
+        subject_mask: Tensor,
+        frames: int,
+        mode: str = GENERATE,
+        seed: int = 0,
+        steps: int = 25,
+        cfg: float = 2.0,
+        alpha_image: float = 1.0,
+        pyramid_strength: float = 1.0,
+    ) -> Tensor:
+        """A clip `[frames, h, w, 3]` in 0..1.
+
+        Args:
+            pictures: the reference picture `[1, h, w, 3]` (generate) or all frames of a clip (edit), in 0..1.
+            subject_mask: `[1 or frames, h, w]`, 1 = subject.
+            alpha_image: slider of APA Conditioning.
+            pyramid_strength: strength in Apply MagDiff Adapter.
+        """
+        height, width = pictures.shape[1:3]
+        with torch.inference_mode():
+            model = self._ours(
+                "MagDiffApplyAdapter", model=self.base_model, adapter=ADAPTER, pyramid_strength=pyramid_strength
+            )[0]
+            subject = self._ours("MagDiffSubjectSegment", images=pictures, sam_model="none", subject_mask=subject_mask)[0]
+            positive, negative, latent = self._ours(
+                "MagDiffHFAPyramidEncode", positive=self._text(prompt), negative=self.negative, vae=self.vae, subject=subject,
+                mode=mode, width=width, height=height, frames=frames,
+            )  # fmt: skip
+            tokens = self._ours(
+                "MagDiffEncodeSubjectTokens", model=model, clip_vision=self.clip_vision, subject=subject
+            )[0]
+            positive, negative = self._ours(
+                "MagDiffAPAConditioning", positive=positive, negative=negative, clip_vision_output=tokens, alpha_image=alpha_image
+            )
+            sampled = self._ours(
+                "MagDiffSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=seed,
+                steps=steps, cfg=cfg,
+            )[0]  # fmt: skip
+            return self.core["VAEDecode"]().decode(self.vae, sampled)[0].cpu()
