@@ -336,7 +336,7 @@ class TestSeveralConditionings:
 
 
 @pytest.mark.parametrize("adapter_dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_adapters_and_bases_of_different_dtypes(rig, full, adapter_dtype, base_dtype):
     """The result is that of full precision, up to the rounding of the coarser of the two."""
     base = rig.tiny_model(dtype=base_dtype)
@@ -345,11 +345,11 @@ def test_adapters_and_bases_of_different_dtypes(rig, full, adapter_dtype, base_d
     out = rig.run(rig.apply_adapter(base, loaded, rig.PartStrengths()), *rig.wired())
     coarse = torch.bfloat16 in (adapter_dtype, base_dtype)
     fine = adapter_dtype == base_dtype == torch.float32
-    assert rig.difference(out, full) < (1e-6 if fine else 0.15 if coarse else 0.01)
+    assert rig.difference(out, full) < (1e-6 if fine else 0.15 if coarse else 0.03)
 
 
 def test_a_half_precision_base_is_computed_in_full_precision_where_core_does(rig, full):
     """An fp16 base on a device without fp16 arithmetic: weights stay fp16 and are cast at use, those of the adapter too."""
     base = rig.tiny_model(dtype=torch.float16, compute=torch.float32)
     loaded = rig.adapter(base, rig.adapter_weights(base, dtype=torch.float16))
-    assert rig.difference(rig.run(rig.apply_adapter(base, loaded, rig.PartStrengths()), *rig.wired()), full) < 0.01
+    assert rig.difference(rig.run(rig.apply_adapter(base, loaded, rig.PartStrengths()), *rig.wired()), full) < 0.03
