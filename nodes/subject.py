@@ -44,7 +44,7 @@ class SubjectSegment(io.ComfyNode):
                 io.Combo.Input(
                     "sam_model",
                     options=files,
-                    default=files[0],
+                    default=files[min(1, len(files) - 1)],
                     tooltip="File of models/sams for method SAM: sam_vit_b, sam_vit_l or sam_vit_h.",
                 ),
                 io.Int.Input(

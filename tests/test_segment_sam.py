@@ -186,10 +186,11 @@ def test_the_node_runs_a_file_of_models_sams(pack, model, file, monkeypatch):
 
     folders, extensions = folder_paths.folder_names_and_paths["sams"]
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "sams", ([str(file.parent)], extensions))
+    monkeypatch.setattr(folder_paths, "models_dir", str(file.parent / "nowhere"))
     folder_paths.filename_list_cache.pop("sams", None)
     node = pack["MagDiffSubjectSegment"]
     options = {entry.id: entry for entry in node.GET_SCHEMA().inputs}["sam_model"].options
-    assert options == [file.name]
+    assert options == ["none", file.name]
     loads = []
     original = comfy.model_management.load_models_gpu
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *a, **k: (loads.append(a[0]), original(*a, **k)))

@@ -16,6 +16,7 @@ log = logging.getLogger("magdiff")
 
 FOLDER = "sams"
 NO_FILE = "none"
+EXTENSIONS = (".pth", ".pt", ".safetensors")
 
 _last: dict[tuple[str, float], comfy.model_patcher.ModelPatcher] = {}
 """The model used last: moving a slider must not read 400 MB to 2.5 GB again. Where its weights lie is core's say."""
@@ -30,17 +31,14 @@ class _Room(torch.nn.Module):
 
 
 def register_folder() -> None:
-    """Make `models/sams` known; a folder that another pack or extra_model_paths.yaml registered stays as it is."""
-    if FOLDER not in folder_paths.folder_names_and_paths:
-        folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-        folder_paths.folder_names_and_paths[FOLDER][1].update({".pth", ".pt", ".safetensors"})
+    """Make `models/sams` known, behind folders that another pack or extra_model_paths.yaml registered."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
 
 
 def sam_files() -> list[str]:
-    """Files of `models/sams` that may hold a model, or `["none"]`."""
+    """Entry "none", then the files of `models/sams`. A workflow saved with "none" must run where there are files."""
     register_folder()
-    wanted = (".pth", ".pt", ".safetensors")
-    return [name for name in folder_paths.get_filename_list(FOLDER) if name.lower().endswith(wanted)] or [NO_FILE]
+    return [NO_FILE] + [name for name in folder_paths.get_filename_list(FOLDER) if name.lower().endswith(EXTENSIONS)]
 
 
 def load_sam(name: str) -> SamSegmenter:

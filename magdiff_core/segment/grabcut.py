@@ -13,6 +13,9 @@ COARSE_SIDE = 240
 """Longest side in pixels of the first cut. GrabCut's smoothness weighs more in a small picture: the subject comes out
 in one piece instead of in patches of equal colour."""
 
+ISLAND = 0.1
+"""A separate part of less than this share of the largest one is something else, unless a point lies on it."""
+
 FINE_SIDE = 640
 """Longest side at which the edge is cut again; larger pictures get theirs from a guided filter."""
 
@@ -265,14 +268,14 @@ def segment_grabcut(image: np.ndarray, prompt: Prompt, iterations: int = 6) -> n
     height, width = image.shape[:2]
     coarse = _shrunk_lab(image, COARSE_SIDE)
     labels = _start(coarse, _scaled_prompt(prompt, coarse.shape[1] / width, coarse.shape[0] / height))
-    mask = largest_parts(cut(coarse, labels, iterations), labels == cv2.GC_FGD)
+    mask = largest_parts(cut(coarse, labels, iterations), labels == cv2.GC_FGD, ISLAND)
     fine = _shrunk_lab(image, FINE_SIDE)
     if fine.shape != coarse.shape and mask.any():
         size = (fine.shape[1], fine.shape[0])
         mask = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
         sure = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
         mask = refine_edge(fine, mask, band=max(3, round(2.5 * fine.shape[1] / coarse.shape[1])))
-        mask = largest_parts((mask | (sure == cv2.GC_FGD)) & (sure != cv2.GC_BGD), sure == cv2.GC_FGD)
+        mask = largest_parts((mask | (sure == cv2.GC_FGD)) & (sure != cv2.GC_BGD), sure == cv2.GC_FGD, ISLAND)
         labels = sure
     mask = fill_small_holes(mask, labels == cv2.GC_BGD)
     return upsample_edge(mask, image)

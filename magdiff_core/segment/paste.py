@@ -84,8 +84,13 @@ def paste_kept_region(
     if float(keep.sum()) < 1:
         raise ValueError("the kept region is empty: check whether keep_mask and edit_mask are swapped.")
     psnr, by_frame = region_psnr(edited, source, keep)
-    weight = seam(keep, feather).unsqueeze(-1)
-    pasted = torch.where(weight >= 1, source, edited + (source - edited) * weight)
+    pasted = torch.empty_like(edited)
+    weight = seam(keep, feather)
+    for index in range(frames):
+        share = weight[min(index, len(weight) - 1)].unsqueeze(-1)
+        # Not left to rounding: where the weight is 1 the source's own numbers stand.
+        mixed = edited[index] + (source[index] - edited[index]) * share
+        pasted[index] = torch.where(share >= 1, source[index], mixed)
     return pasted, psnr, _report(psnr, by_frame, float(keep.mean()), feather)
 
 

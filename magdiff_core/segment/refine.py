@@ -24,24 +24,29 @@ def grow_mask(mask: torch.Tensor, pixels: int) -> torch.Tensor:
         return mask
     if pixels < 0:
         return 1 - grow_mask(1 - mask, -pixels)
-    height, width = mask.shape[1:]
+    # Frame by frame: the running maxima of a long clip would fill the memory.
+    return torch.stack([_grow_frame(frame, pixels) for frame in mask])
+
+
+def _grow_frame(mask: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Dilate one mask `[H, W]` by a disc, row offset by row offset."""
+    height, width = mask.shape
     # Running maxima of length 2^k along x; any longer window is the larger of two of them.
-    padded = F.pad(mask, (pixels, pixels))
-    runs = [padded]
+    runs = [F.pad(mask, (pixels, pixels))]
     while 2 ** len(runs) <= 2 * pixels + 1:
         step = 2 ** (len(runs) - 1)
         last = runs[-1]
-        runs.append(torch.maximum(last, F.pad(last, (0, step))[..., step:]))
+        runs.append(torch.maximum(last, F.pad(last, (0, step))[:, step:]))
     grown = torch.zeros_like(mask)
     for offset in range(min(pixels, height - 1) + 1):
         half = math.isqrt(pixels * pixels - offset * offset)
         length = 2 * half + 1
         level = length.bit_length() - 1
         start, end = pixels - half, pixels + half + 1 - 2**level
-        row = torch.maximum(runs[level][..., start : start + width], runs[level][..., end : end + width])
-        grown[:, offset:] = torch.maximum(grown[:, offset:], row[:, : height - offset])
+        row = torch.maximum(runs[level][:, start : start + width], runs[level][:, end : end + width])
+        grown[offset:] = torch.maximum(grown[offset:], row[: height - offset])
         if offset:
-            grown[:, :-offset] = torch.maximum(grown[:, :-offset], row[:, offset:])
+            grown[:-offset] = torch.maximum(grown[:-offset], row[offset:])
     return grown
 
 
