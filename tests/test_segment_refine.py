@@ -25,7 +25,8 @@ def blobs() -> np.ndarray:
 @pytest.mark.parametrize("pixels", [1, 2, 3, 7, 20, 64])
 def test_growing_is_dilation_by_a_disc(blobs, pixels):
     got = grow_mask(torch.from_numpy(blobs).float(), pixels).numpy()
-    expected = np.stack([ndimage.binary_dilation(frame, disc(pixels)) for frame in blobs])
+    # Dilation by a disc is everything within its radius; the exact distance transform is the faster way to say so.
+    expected = np.stack([ndimage.distance_transform_edt(~frame) <= pixels for frame in blobs])
     np.testing.assert_array_equal(got, expected)
 
 

@@ -59,12 +59,3 @@ def subject_clip(subject: torch.Tensor, frames: int) -> torch.Tensor:
     clip = subject.new_zeros((frames, *subject.shape[1:]))
     clip[0] = subject[0]
     return clip
-
-
-def frames_with_subject(subject: torch.Tensor) -> torch.Tensor:
-    """Which frames hold a subject at all: bool `[F]`, false for frames that are black everywhere.
-
-    Args:
-        subject: `[F, H, W, C]`, subject on black.
-    """
-    return subject.abs().flatten(1).amax(dim=1) > 0
