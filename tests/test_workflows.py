@@ -1,0 +1,64 @@
+"""The example workflows for the small model, as they are shipped, in a real ComfyUI server."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import workflow_checks
+from PIL import Image
+from workflow_checks import as_prompt, check_clip, inputs_of, saved_clip
+
+pytestmark = pytest.mark.server
+FRAMES, SIZE = 8, 64
+
+
+@pytest.mark.parametrize("name", workflow_checks.SMALL)
+def test_the_workflow_makes_a_clip_that_follows_the_seed(server, name):
+    prompt = as_prompt(server, name)
+    first = saved_clip(server, prompt, server.queue(prompt))
+    check_clip(first, FRAMES, SIZE)
+    inputs_of(prompt, "MagDiffSampler")["seed"] += 1
+    second = saved_clip(server, prompt, server.queue(prompt))
+    check_clip(second, FRAMES, SIZE)
+    assert np.abs(first.astype(float) - second).mean() > 1
+
+
+def test_the_generated_clip_follows_the_picture(server):
+    """The same subject in other colours gives another clip."""
+    prompt = as_prompt(server, "generate_small")
+    inputs_of(prompt, "MagDiffSampler")["steps"] = 8
+    first = saved_clip(server, prompt, server.queue(prompt))
+    picture = workflow_checks.WORKFLOWS / "input" / inputs_of(prompt, "LoadImage")["image"]
+    turned = np.roll(np.asarray(Image.open(picture).convert("RGB")), 1, axis=2)
+    file = server.base / "turned colours.png"
+    Image.fromarray(turned).save(file)
+    inputs_of(prompt, "LoadImage")["image"] = server.upload_image(file)
+    second = saved_clip(server, prompt, server.queue(prompt))
+    assert np.abs(first.astype(float) - second).mean() > 1
+
+
+def test_the_edit_keeps_the_subject_pixel_for_pixel(server):
+    prompt = as_prompt(server, "edit_small")
+    entry = server.queue(prompt)
+    edited = saved_clip(server, prompt, entry).astype(float)
+    source = workflow_checks.decode((workflow_checks.WORKFLOWS / "input" / "clip.mp4").read_bytes())
+    source = source.reshape(FRAMES, SIZE, 2, SIZE, 2, 3).mean((2, 4))
+    kept = np.abs(edited - source).max(-1) <= 1
+    # the cross covers 9 % of the picture; the yellow ground around it must have changed
+    assert kept.mean((1, 2)).min() > 0.07
+    assert kept.mean() < 0.5
+    text = [output["text"] for output in entry["outputs"].values() if "text" in output]
+    assert len(text) == 1 and "PSNR" in text[0][0]
+
+
+def test_a_slider_encodes_nothing_again(server):
+    """The order of the nodes: after alpha_image moved, only what depends on it runs."""
+    prompt = as_prompt(server, "generate_small")
+    inputs_of(prompt, "MagDiffSampler")["steps"] = 2
+    server.queue(prompt)
+    inputs_of(prompt, "MagDiffAPAConditioning")["alpha_image"] = 1.23
+    ran = []
+    server.queue(prompt, lambda kind, data: ran.append(data.get("node")) if kind == "executing" else None)
+    kinds = {prompt[node]["class_type"] for node in ran if node}
+    assert "MagDiffAPAConditioning" in kinds
+    assert kinds == {"MagDiffAPAConditioning", "MagDiffSampler", "VAEDecode", "SaveAnimatedWEBP", "PreviewImage"}
