@@ -90,8 +90,8 @@ class ApplyMagDiffAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, adapter, temporal_strength, image_strength, pyramid_strength, base_strength) -> io.NodeOutput:
-        loaded = load_adapter_file(folder_paths.get_full_path_or_raise(MAGDIFF_FOLDER, adapter))
         strengths = PartStrengths(temporal_strength, image_strength, pyramid_strength, base_strength)
+        loaded = load_adapter_file(folder_paths.get_full_path_or_raise(MAGDIFF_FOLDER, adapter))
         return io.NodeOutput(apply_adapter(model, loaded, strengths))
 
 
