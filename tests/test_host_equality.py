@@ -95,6 +95,86 @@ def test_every_part_acts_and_its_strength_scales_it(rig, base, full, part):
         assert rig.difference(a, b) > 1e-3
 
 
+@pytest.mark.parametrize("p", [0.25, 0.5])
+def test_part_strengths_scale_what_the_parts_add(rig, base, p):
+    """Strength p equals full strength of an adapter whose last layers, or learned weights, are scaled by hand."""
+
+    def scaled(key, value):
+        if key.startswith("temporal.") and (".layers.3.conv." in key or ".to_out." in key):
+            return p * value
+        if key.endswith("alpha_text"):
+            return 1 + p * (value - 1)
+        if key.endswith("alpha_image") or key == "hfa.conv_z.weight":
+            return p * value
+        return value
+
+    by_hand = rig.adapter(base, {key: scaled(key, value) for key, value in rig.adapter_weights(base).items()})
+    expected = rig.run(rig.apply_adapter(base, by_hand, rig.PartStrengths()), *rig.wired())
+    assert rig.difference(rig.run(rig.adapted(base, p, p, p), *rig.wired()), expected) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["generate", "edit"])
+def test_the_first_convolution_sees_noise_and_scaled_subject_side_by_side(rig, base, mode):
+    """After the first layer: one convolution over 8 channels, the subject latent scaled like the model's (0.18215)."""
+    weights = {key: value for key, value in rig.adapter_weights(base).items() if not key.startswith("hfa.level.")}
+    model = rig.apply_adapter(base, rig.adapter(base, weights), rig.PartStrengths(0.0, 0.0, 1.0))
+    latents = rig.latents(mode=mode)
+    unet, seen = model.model.diffusion_model, []
+    handles = [
+        unet.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone())),
+        unet.input_blocks[1][0].register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone())),
+    ]
+    try:
+        rig.run(model, *rig.wired(latents=latents), steps=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    z_n, h = seen
+    z_s = 0.18215 * latents.levels[0][0]
+    if mode == "generate":
+        z_s = torch.cat((z_s[:1], z_s[1:].expand(rig.FRAMES - 1, -1, -1, -1)))
+    conv_in = unet.input_blocks[0][0]
+    wide = torch.cat((conv_in.weight, weights["hfa.conv_z.weight"]), 1)
+    expected = torch.nn.functional.conv2d(torch.cat((z_n, z_s.repeat(2, 1, 1, 1)), 1), wide, conv_in.bias, padding=1)
+    assert rig.difference(h, expected) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["generate", "edit"])
+def test_cross_attention_reads_the_tokens_of_the_whole_clip(rig, base, mode):
+    """One layer by hand: text and image streams of eq. 4; every frame sees the image tokens of all frames."""
+    model = rig.adapted(base, temporal=0.0, pyramid=0.0)
+    parts = model.get_additional_models_with_key("magdiff")[0].model
+    site = "middle_block.1.transformer_blocks.0"
+    block = model.model.diffusion_model.get_submodule(site)
+    tokens = rig.subject(mode=mode)["tokens"]
+    seen = {}
+    handles = [
+        block.norm2.register_forward_hook(lambda _module, _args, out: seen.update(n=out.clone())),
+        block.attn2.to_out.register_forward_pre_hook(lambda _module, args: seen.update(out=args[0].clone())),
+    ]
+    positive, negative = rig.wired(tokens=tokens)
+    try:
+        rig.run(model, positive, negative, steps=1, cfg=1.0)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    def attention(q, k, v):
+        q, k, v = (t.unflatten(-1, (block.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        return ((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    q = block.attn2.to_q(seen["n"])
+    text = positive[0][0].expand(rig.FRAMES, -1, -1)
+    image = parts.projector(tokens.layers["last"][0])
+    # One subject and black frames, or one entry a frame; the black entry of editing is not used.
+    order = [0] + [1] * (rig.FRAMES - 1) if mode == "generate" else list(range(rig.FRAMES))
+    image = image[order].flatten(0, 1).expand(rig.FRAMES, -1, -1)
+    stream = parts.apa.find(site)
+    expected = stream.alpha_text * attention(q, block.attn2.to_k(text), block.attn2.to_v(text))
+    expected = expected + stream.alpha_image * attention(q, stream.to_k_image(image), stream.to_v_image(image))
+    assert rig.difference(seen["out"], expected) < 1e-5
+
+
 def test_zero_initialised_parts_are_the_plain_model(rig, base, vanilla):
     """A subject branch of zeros, and an image stream of zeros with text weight 1, as training starts."""
     weights = rig.adapter_weights(base)
