@@ -29,7 +29,7 @@ class SheetRow:
     text: str
 
 
-def tile(picture: Tensor, side: int = TILE) -> Image.Image:
+def tile(picture: Tensor, side: int) -> Image.Image:
     """A picture `[h, w, 3]` in 0..1 fitted into a square: small ones in whole pixels, large ones averaged."""
     height, width = picture.shape[:2]
     scale = side / max(height, width)
@@ -60,9 +60,9 @@ def draw_sheet(rows: Sequence[SheetRow], file: Path) -> None:
             top += height
             continue
         if row.first is not None:
-            sheet.paste(tile(row.first), (GAP, top))
+            sheet.paste(tile(row.first, TILE), (GAP, top))
         for index, frame in enumerate(row.frames):
-            sheet.paste(tile(frame), (left + index * (TILE + GAP), top))
+            sheet.paste(tile(frame, TILE), (left + index * (TILE + GAP), top))
         lines = [line for part in row.text.split("\n") for line in textwrap.wrap(part, LETTERS, subsequent_indent="  ")]
         pen.text((left + most * (TILE + GAP) + GAP, top), "\n".join(lines), fill=INK, font=font, spacing=3)
         top += height
