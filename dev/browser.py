@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .report import say
+from .report import DevError, say
 
 _NAMES = (
     "google-chrome", "google-chrome-stable", "chromium", "chromium-browser", "chrome", "microsoft-edge", "msedge",
@@ -36,17 +36,22 @@ def _places(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Path of the browser to use: CHROME_PATH if set, else an installed one, else None."""
+    """Path of the browser to use: CHROME_PATH if set, else an installed one, else None.
+
+    Raises DevError when CHROME_PATH names no file.
+    """
     named = environ.get("CHROME_PATH")
     if named:
-        return named if Path(named).is_file() else None
+        if not Path(named).is_file():
+            raise DevError(f"CHROME_PATH is {named}, but there is no such file. Correct it, or unset it.")
+        return named
     return next((place for place in _places(environ) if Path(place).is_file()), None)
 
 
 def find_or_install(log: Path) -> str | None:
     """Like :func:`find`, but on Debian and as root it installs the distribution's chromium when there is none."""
     found = find()
-    if found or os.environ.get("CHROME_PATH"):
+    if found:
         return found
     if not (sys.platform == "linux" and shutil.which("apt-get") and os.geteuid() == 0):
         return None

@@ -48,7 +48,7 @@ LINTER_NEEDS = ("tree-sitter", "tree-sitter-javascript", "py7zr", "websocket-cli
 _LEFT_OUT = (
     "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__",
 )  # fmt: skip
-NEEDED_GIB = {"cpu": 5, "cuda": 14}
+NEEDED_GIB = {"cpu": 4, "cuda": 12}
 _NO_NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|NameResolutionError|name resolution|getaddrinfo|Network is unreachable|"
     r"Failed to establish|Max retries exceeded|ProxyError|Could not find a version that satisfies|No matching distribution"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -29,12 +30,18 @@ class Progress:
     def show(self, detail: str) -> None:
         """Replace the line's end by `detail`; does nothing where the output is not a terminal."""
         if self.live:
-            print("\r\033[K" + f"  {self.title}: {detail}"[:100], end="", flush=True)
+            self._rewrite(f"  {self.title}: {detail}")
 
     def finish(self, result: str) -> None:
         if self.live:
-            print("\r\033[K", end="")
+            self._rewrite("")
         say(f"  {self.title}: {result} ({time.monotonic() - self.started:.0f} s)")
+
+    def _rewrite(self, text: str) -> None:
+        # padded instead of erased: not every Windows console knows the control sequence
+        width = shutil.get_terminal_size().columns - 1
+        text = text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8")
+        print("\r" + text[:width].ljust(width), end="\r", flush=True)
 
 
 @contextmanager

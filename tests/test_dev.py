@@ -245,7 +245,7 @@ def test_serving_needs_no_test_tools(fake):
 def test_a_full_disk_is_told_before_anything_is_downloaded(fake, monkeypatch):
     usage = type("usage", (), {"free": 2**30})
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DevError, match=r"about 5 GiB .* only 1\.0 GiB"):
+    with pytest.raises(DevError, match=r"about 4 GiB .* only 1\.0 GiB"):
         fake.prepare(with_tools=False)
     assert fake.calls == []
 
@@ -578,7 +578,13 @@ def test_chrome_path_is_taken_at_its_word(tmp_path):
     chrome = tmp_path / "chrome"
     chrome.write_text("")
     assert browser.find({"CHROME_PATH": str(chrome)}) == str(chrome)
-    assert browser.find({"CHROME_PATH": str(tmp_path / "none")}) is None
+    with pytest.raises(DevError, match="CHROME_PATH is .*none"):
+        browser.find({"CHROME_PATH": str(tmp_path / "none")})
+
+
+def test_without_a_browser_none_is_found(monkeypatch):
+    monkeypatch.setattr(browser, "_places", lambda environ: iter(()))
+    assert browser.find({}) is None
 
 
 def test_shim_source_defines_exactly_what_is_missing():
