@@ -89,5 +89,5 @@ def load_pack(pack: str | os.PathLike = PACK_FOLDER) -> dict[str, type]:
     before = set(nodes.NODE_CLASS_MAPPINGS)
     if not asyncio.run(nodes.load_custom_node(str(pack), module_parent="custom_nodes")):
         raise RuntimeError(f"ComfyUI could not load the pack in {pack}: see the log above")
-    return {name: nodes.NODE_CLASS_MAPPINGS[name] for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("MagDiff")
-            or name not in before}  # fmt: skip
+    mappings = nodes.NODE_CLASS_MAPPINGS
+    return {name: node for name, node in mappings.items() if name not in before or name.startswith("MagDiff")}
