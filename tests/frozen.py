@@ -8,9 +8,9 @@ from typing import Any
 
 FILE = Path(__file__).resolve().parent / "frozen_nodes.json"
 
-RULES = """A node's id, the ids, order and types of its inputs, its combo values and its outputs may not change: workflows that people
-saved would break. Allowed is: a new node; a new optional input after all others; a new output after all others; a new combo value.
-After that run `python dev.py run tests/frozen.py` and commit tests/frozen_nodes.json."""
+RULES = """A node's id, the ids, order and types of its inputs, its combo values and its outputs may not change: workflows that
+people saved would break. Allowed is: a new node; a new optional input after all others; a new output after all others; a new
+combo value. After that run `python dev.py run tests/frozen.py` and commit tests/frozen_nodes.json."""
 
 
 def face(node: type) -> dict[str, Any]:

@@ -158,8 +158,9 @@ def make(models: Path, seed: int = 0) -> list[Path]:
     import comfy.ops
     from comfy.ldm.models.autoencoder import AutoencoderKL
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-    from magdiff_core.adapter import AdapterConfig, ImageEncoderConfig
     from tiny import adapter_weights
+
+    from magdiff_core.adapter import AdapterConfig, ImageEncoderConfig
 
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):

@@ -96,12 +96,15 @@ def test_each_workflow_has_a_picture_and_only_core_and_own_nodes(schemas):
 
 def test_workflows_tell_where_public_files_come_from():
     for name in workflow_checks.SD21:
-        hints = {hint["directory"]: hint for node in workflow_checks.read(name)["nodes"] for hint in node["properties"].get("models", ())}
-        assert set(hints) == {"checkpoints", "clip_vision"}
-        for node in workflow_checks.read(name)["nodes"]:
-            for hint in node["properties"].get("models", ()):
-                assert hint["name"] == node["widgets_values"][0]
-                assert hint["url"].startswith("https://huggingface.co/") and hint["url"].endswith(".safetensors")
+        hinted = [
+            (hint, node["widgets_values"][0])
+            for node in workflow_checks.read(name)["nodes"]
+            for hint in node["properties"].get("models", ())
+        ]
+        assert {hint["directory"] for hint, _ in hinted} == {"checkpoints", "clip_vision"}
+        for hint, chosen in hinted:
+            assert hint["name"] == chosen
+            assert hint["url"].startswith("https://huggingface.co/") and hint["url"].endswith(".safetensors")
 
 
 def test_workflows_hold_no_path_of_a_machine():

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dev.workflow import to_api
 from PIL import Image
+
+from dev.workflow import to_api
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 SMALL = ("generate_small", "edit_small")
