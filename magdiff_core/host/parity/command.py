@@ -19,15 +19,16 @@ def run(path: str | Path, write: Callable[[str], object] = print) -> int:
     start(arguments=("--cpu",))
     import torch
 
-    from . import magdiff
+    from . import magdiff, revideo
     from .report import OVER, compare, summary, tolerance
 
-    formats = (magdiff,)
+    formats = (magdiff, revideo)
     try:
         fixture = load_fixture(path)
         parity = next((module for module in formats if module.recognises(fixture)), None)
         if parity is None:
-            sys.stderr.write(f"parity: the weights (sd.*) of {path} are of no layout that is compared here: MagDiff, VidRD\n")
+            known = "MagDiff, VidRD, ReVideo"
+            sys.stderr.write(f"parity: the weights (sd.*) of {path} are of no layout that is compared here: {known}\n")
             computed = {}
         else:
             with torch.inference_mode():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from torch import Tensor
 
 WEIGHTS = "sd."
 INPUTS = "in."
+_LETTERED = re.compile(r"[A-Z]\.(?P<kind>sd|ctrl|unet|in)\.")
+"""A file of several parts has a letter before each name; weights and inputs keep their whole names then."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,16 @@ def load_fixture(path: str | Path) -> Fixture:
         raise ValueError(f'{description} is not a JSON object with an entry "meta": {error}') from error
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    weights, inputs, stored = part_of(tensors, WEIGHTS), part_of(tensors, INPUTS), {}
+    for key, value in tensors.items():
+        lettered = _LETTERED.match(key)
+        if lettered:
+            (inputs if lettered["kind"] == "in" else weights)[key] = value
+        elif not key.startswith((WEIGHTS, INPUTS)):
+            stored[key] = value
+    return Fixture(weights, inputs, stored, meta)
 
-    stored = {key: value for key, value in tensors.items() if not key.startswith((WEIGHTS, INPUTS))}
-    return Fixture(part(WEIGHTS), part(INPUTS), stored, meta)
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

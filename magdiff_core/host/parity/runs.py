@@ -11,7 +11,7 @@ from torch import Tensor
 from .observe import Observer
 
 
-def _one_call(model, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback=None, disable=None) -> Tensor:
+def one_call(model, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback=None, disable=None) -> Tensor:
     """A k-diffusion sampler that calls the model once."""
     return model(x, sigmas[0].expand(x.shape[0]), **(extra_args or {}))
 
@@ -34,7 +34,7 @@ def unet_outputs(
         model,
         _noise_for(latent, sigma),
         2.0,
-        comfy.samplers.KSAMPLER(_one_call),
+        comfy.samplers.KSAMPLER(one_call),
         torch.cat((sigma, sigma.new_zeros(1))),
         positive,
         negative,
