@@ -1,6 +1,6 @@
 """How good the small model is, measured through the shipped nodes and ComfyUI's sampler.
 
-Run: python dev.py run -m benchmarks.mini --clips 64 --seed 1 [--steps 25] [--cfg 2] [--out DIR] [--threads T]
+Run: python dev.py run -m benchmarks.mini --clips 64 --seed 1 [--steps 25] [--cfg 2] [--models DIR] [--out DIR] [--threads T]
 
 Held-out (shape, colour) and (background, pattern) pairs; the prompt's background and motion differ from the picture's. Rows:
 true pixels and the autoencoder alone are the ceiling; "shuffled subject" gets another subject's picture under the same
@@ -94,6 +94,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--out", type=Path, default=Path("output/mini"), help="folder for results.json and the sheets")
+    parser.add_argument("--models", type=Path, help="folder with another pair of the two files, for one just trained")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own default otherwise")
     options = parser.parse_args()
     if options.clips < 1:
@@ -101,7 +102,7 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        pipeline = Pipeline()
+        pipeline = Pipeline(options.models)
     except MissingModel as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -118,6 +119,9 @@ def main() -> int:
     rows = table.run(pipeline, cases, settings, progress)
     print(f"\n{options.clips} clips, seed {options.seed}, {options.steps} steps, cfg {options.cfg:g}; ± is one standard error\n")
     print(format_table(rows), "\n")
+    # The first of the others is the one whose picture this row gets.
+    followed = [measured["nearest"] == 1 for measured in rows[table.SHUFFLED].measured]
+    print(f"shuffled subject: {100 * sum(followed) / len(followed):.0f} % show the subject of the picture that was given instead\n")
     verdicts = bars(rows)
     for name, value, sense, limit, holds in verdicts:
         shown = [f"{number:.1f} dB" if "dB" in name else f"{100 * number:.0f} %" for number in (value, limit)]

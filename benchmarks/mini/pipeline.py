@@ -19,7 +19,7 @@ class MissingModel(Exception):
     """A file of the small model is not there; the text says where it belongs."""
 
 
-def check_models(folder: Path = session.PACK_FOLDER / "models") -> None:
+def check_models(folder: Path) -> None:
     """Raises MissingModel naming the files of the small model that `folder` lacks."""
     missing = [name for name in (CHECKPOINT, ADAPTER) if not (folder / name).is_file()]
     if missing:
@@ -33,17 +33,26 @@ class Pipeline:
     """Checkpoint, adapter and the nodes that make a clip with them.
 
     Every method runs under inference mode, one clip at a time, as a user's prompt does.
+
+    Args:
+        models: folder with the two files of the small model; the pack's own by default.
+
+    Raises:
+        MissingModel: one of the files is not there.
     """
 
-    def __init__(self) -> None:
-        check_models()
+    def __init__(self, models: Path | None = None) -> None:
+        check_models(models or session.PACK_FOLDER / "models")
         # Previews go into a base directory of our own; the models are found in the pack.
         self.base = tempfile.TemporaryDirectory(prefix="magdiff-mini-", ignore_cleanup_errors=True)
         session.start(self.base.name)
         self.pack = session.load_pack()
         import comfy.utils
+        import folder_paths
         import nodes
 
+        if models:
+            folder_paths.add_model_folder_path("magdiff", str(models.resolve()), is_default=True)
         comfy.utils.PROGRESS_BAR_ENABLED = False
         self.core = nodes.NODE_CLASS_MAPPINGS
         with torch.inference_mode():
