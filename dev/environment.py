@@ -152,23 +152,24 @@ class Environment:
     def prepare(self, with_tools: bool) -> None:
         """Make everything stand; quick and silent when it already does."""
         self._check_place()
-        self._step("environment", [str(self.root), "with pip"], "Python environment", self._make_venv)
+        self._step("environment", [str(self.root), "with pip"], "Python environment", self._make_venv, self.python_in(self.venv))
         if self.tree.release:
             row = self.tree.release
-            self._step(f"comfyui-{row.comfyui}", [row.sha256], f"ComfyUI {row.comfyui}", self._fetch_comfyui)
+            self._step(f"comfyui-{row.comfyui}", [row.sha256], f"ComfyUI {row.comfyui}", self._fetch_comfyui, self.tree.path)
         torch = [self.torch.torch, self.torch.vision, self.torch.audio, self.torch.label]
         self._step("torch", torch, f"PyTorch {self.torch.torch} ({self.torch.label})", self._install_torch)
         pins, rest = comfyui.split_requirements((self.tree.path / "requirements.txt").read_text("utf-8"))
         name = self.pinned_packages.name
         self._step(f"requirements-{name}", rest, "what ComfyUI requires", lambda show: self._pip(show, *rest))
-        self._step(f"pinned-{name}", pins, "ComfyUI's page", lambda show: self._install_pinned(show, pins))
+        pinned = self.pinned_packages
+        self._step(f"pinned-{name}", pins, "ComfyUI's page", lambda show: self._install_pinned(show, pins), pinned)
         own = (self.root / "requirements.txt").read_text("utf-8").split()
         self._step("own", own, "what this pack requires", lambda show: self._pip(show, *own))
         if sys.platform == "linux":
             self._step("shim", torch, "torchvision check", self._make_shim)
         if with_tools:
             tools = [*TOOLS, *LINTER, *LINTER_NEEDS]
-            self._step("tools", tools, "test tools", self._install_tools)
+            self._step("tools", tools, "test tools", self._install_tools, self.python_in(self.tools))
 
     def _check_place(self) -> None:
         bad = [letter for letter in {os.pathsep, "?"} if letter in str(self.root)]
@@ -190,11 +191,13 @@ class Environment:
                 "Free some space, or clone to another disk."
             )
 
-    def _step(self, name: str, asked: Sequence[str], title: str, action: Callable[[Callable[[str], None]], object]) -> None:
-        """Run `action` unless the stamp `name` says that exactly `asked` was done already."""
+    def _step(
+        self, name: str, asked: Sequence[str], title: str, action: Callable[[Callable[[str], None]], object], made: Path | None = None
+    ) -> None:
+        """Run `action` unless the stamp `name` says that exactly `asked` was done and `made` is still there."""
         stamp = self.state / "stamps" / name
         wanted = hashlib.sha256(json.dumps(list(asked)).encode()).hexdigest()
-        if stamp.is_file() and stamp.read_text("utf-8") == wanted:
+        if stamp.is_file() and stamp.read_text("utf-8") == wanted and (made is None or made.exists()):
             return
         stamp.unlink(missing_ok=True)
         try:

@@ -191,10 +191,20 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "has_nvidia_gpu", lambda: False)
     made = environment.Environment(tree, root)
     made.calls = []
-    monkeypatch.setattr(made, "_python", lambda *arguments, **options: made.calls.append(arguments))
-    monkeypatch.setattr(made, "_install_pinned", lambda show, pins: made.calls.append(tuple(pins)))
-    monkeypatch.setattr(made, "_make_shim", lambda show: made.calls.append(("shim",)))
-    monkeypatch.setattr(made, "_install_tools", lambda show: made.calls.append(("tools",)))
+
+    def note(*call, makes=None):
+        made.calls.append(call)
+        if makes is not None:
+            makes.parent.mkdir(parents=True, exist_ok=True)
+            makes.touch()
+
+    def python(*arguments, **options):
+        note(*arguments, makes=made.python_in(made.venv) if "venv" in arguments else None)
+
+    monkeypatch.setattr(made, "_python", python)
+    monkeypatch.setattr(made, "_install_pinned", lambda show, pins: note(*pins, makes=made.pinned_packages))
+    monkeypatch.setattr(made, "_make_shim", lambda show: note("shim"))
+    monkeypatch.setattr(made, "_install_tools", lambda show: note("tools", makes=made.python_in(made.tools)))
     return made
 
 
@@ -212,6 +222,18 @@ def test_only_what_changed_is_installed_again(fake):
     (fake.root / "requirements.txt").write_text("own-package>=2\n", "utf-8")
     fake.prepare(with_tools=True)
     assert len(fake.calls) == 1 and "own-package>=2" in fake.calls[0]
+
+
+def test_what_was_deleted_is_made_again(fake):
+    fake.prepare(with_tools=True)
+    fake.calls.clear()
+    fake.pinned_packages.unlink()
+    fake.prepare(with_tools=True)
+    assert fake.calls == [("page==1",)]
+    fake.calls.clear()
+    fake.python_in(fake.venv).unlink()  # as when the system's Python was replaced
+    fake.prepare(with_tools=True)
+    assert any("venv" in call for call in fake.calls) and ("tools",) in fake.calls
 
 
 def test_a_failed_step_is_done_again(fake, monkeypatch):
