@@ -216,3 +216,22 @@ def test_other_guiders_and_samplers_work(rig, adapted, full):
     noise = rig.random(rig.FRAMES, 4, 8, 8, seed=1)
     out = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("ddim"), sigmas, disable_pbar=True, seed=1)
     assert torch.equal(out, full)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_easycache_before_or_after_the_adapter_caches_the_finished_output(rig, base, adapted, threshold):
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    def cached(model):
+        return EasyCacheNode.execute(model, threshold, 0.0, 1.0, False).args[0]
+
+    wired = rig.wired()
+    with rig.calls_of(base.model.diffusion_model.input_blocks[0][0]) as counts:
+        after = rig.run(cached(adapted), *wired, steps=8)
+        before = rig.run(rig.adapted(cached(base)), *wired, steps=8)
+    assert torch.equal(after, before)
+    if threshold == 0.0:
+        assert counts == [16]
+        assert torch.equal(after, rig.run(adapted, *wired, steps=8))
+    else:
+        assert counts[0] < 16

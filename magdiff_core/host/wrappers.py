@@ -26,10 +26,18 @@ def sampling_run(executor, noise: Tensor, latent_image: Tensor, *args, **kwargs)
     check_run(guider.model_patcher, guider.conds, noise, latent_image)
     transformer_options = guider.model_options.setdefault("transformer_options", {})
     transformer_options[RUN_CACHE] = RunCache()
+    _put_innermost(transformer_options)
     try:
         return executor(noise, latent_image, *args, **kwargs)
     finally:
         transformer_options.pop(RUN_CACHE, None)
+
+
+def _put_innermost(transformer_options: dict) -> None:
+    """Of all wrappers around the UNet ours must be the last: EasyCache and its like keep what they see of its output."""
+    around_unet = dict(transformer_options["wrappers"][WrappersMP.DIFFUSION_MODEL])
+    around_unet[PATCH_KEY] = around_unet.pop(PATCH_KEY)
+    transformer_options["wrappers"] = {**transformer_options["wrappers"], WrappersMP.DIFFUSION_MODEL: around_unet}
 
 
 def plan_memory(executor, model, noise_shape, *args, **kwargs):
