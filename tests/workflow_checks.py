@@ -49,17 +49,17 @@ def inputs_of(prompt: dict[str, Any], class_type: str) -> dict[str, Any]:
 def saved_clip(server: Any, prompt: dict[str, Any], entry: dict[str, Any]) -> np.ndarray:
     """Frames `[F, H, W, 3]` of the clip that the workflow saved, 0..255."""
     kinds = {key: node["class_type"] for key, node in prompt.items()}
-    files = [file for file in server.files(entry) if kinds[file["node"]] in ("SaveAnimatedWEBP", "SaveVideo")]
+    files = [file for file in server.files(entry) if kinds.get(file["node"]) in ("SaveAnimatedWEBP", "SaveVideo")]
     assert len(files) == 1, f"{len(files)} clips were saved"
     return decode(server.view(files[0]))
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Frames `[F, H, W, 3]` of an animated WebP or of a film, 0..255."""
-    if data[:4] == b"RIFF":
+    """Frames `[F, H, W, 3]` of a picture, an animated WebP or a film, 0..255."""
+    if data[:4] in (b"RIFF", b"\x89PNG"):
         picture = Image.open(io.BytesIO(data))
         frames = []
-        for number in range(picture.n_frames):
+        for number in range(getattr(picture, "n_frames", 1)):
             picture.seek(number)
             frames.append(np.asarray(picture.convert("RGB")))
         return np.stack(frames)
