@@ -326,3 +326,47 @@ def test_sliders_act_only_inside_their_percent_range(rig, base):
     assert torch.equal(with_alphas(0.5, 2.0, 0.999, 1.0), plain)
     for a, b in ((first, plain), (first, whole), (last, plain), (last, whole), (first, last)):
         assert rig.difference(a, b) > 1e-3
+
+
+SHAPES = {
+    "SD1.5: convolutions around the transformer, a fixed number of heads": {
+        "use_linear_in_transformer": False, "num_heads": 4, "num_head_channels": -1, "legacy": False,
+    },
+    "three levels, two ResBlocks each, the last without attention": {
+        "channel_mult": [1, 2, 2], "num_res_blocks": [2, 2, 2], "transformer_depth": [1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 0, 0, 0],
+    },
+    "transformers of two blocks": {
+        "transformer_depth": [1, 2], "transformer_depth_output": [1, 1, 2, 2], "transformer_depth_middle": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_layer_of_the_adapter_runs_on_bases_of_other_shapes(rig, shape):
+    """Temporal layers once a call, image keys and values once a run; off it is the plain model."""
+    base = rig.tiny_model(**SHAPES[shape])
+    model = rig.adapted(base)
+    parts = model.get_additional_models_with_key("magdiff")[0].model
+    temporal = [parts.temporal.conv.find(site) for site in parts.temporal.conv.sites]
+    temporal += [parts.temporal.attn.find(site) for site in parts.temporal.attn.sites]
+    streams = [parts.apa.find(site) for site in parts.apa.sites]
+    frozen = [parts.hfa.conv_z] + [layer for stream in streams for layer in (stream.to_k_image, stream.to_v_image)]
+    with rig.calls_of(*temporal, *frozen) as counts:
+        out = rig.run(model, *rig.wired(), steps=3)
+    assert counts == [3] * len(temporal) + [1] * len(frozen)
+    assert torch.isfinite(out).all()
+    plain = rig.run(base, *rig.prompts())
+    assert torch.equal(rig.run(rig.adapted(base, 0.0, 0.0, 0.0), *rig.wired()), plain)
+
+
+def test_norms_by_frame_where_the_adapter_was_trained_so(rig, base, vanilla):
+    """`clip_norm` off: temporal residuals of zeros on untouched ResBlocks are exactly the plain model."""
+    weights = {key: value for key, value in rig.adapter_weights(base).items() if key.startswith("temporal.conv.")}
+    for key, value in weights.items():
+        if ".conv." in key.removeprefix("temporal.conv."):
+            value.zero_()
+    by_frame = rig.apply_adapter(base, rig.adapter(base, weights, clip_norm=False), rig.PartStrengths())
+    assert torch.equal(rig.run(by_frame, *rig.prompts()), vanilla)
+    over_the_clip = rig.apply_adapter(base, rig.adapter(base, weights), rig.PartStrengths())
+    assert rig.difference(rig.run(over_the_clip, *rig.prompts()), vanilla) > 1e-3

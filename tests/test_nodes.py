@@ -343,6 +343,26 @@ def test_apply_node_loads_a_file_of_the_models_folder(rig, call, tmp_path, monke
         call("MagDiffApplyAdapter", model=base, adapter="other.safetensors")
 
 
+@pytest.mark.parametrize("missing", ["model", "clip", "vae", "clip_vision"])
+def test_a_part_that_a_checkpoint_lacks_blocks_only_its_output(pack, monkeypatch, missing):
+    import sys
+    from types import SimpleNamespace
+
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    module = sys.modules[pack["MagDiffLoadCheckpoint"].__module__]
+    parts = {name: None if name == missing else object() for name in ("model", "clip", "vae", "clip_vision")}
+    monkeypatch.setattr(module, "find_checkpoint", lambda name: name)
+    monkeypatch.setattr(module, "load_checkpoint", lambda path: SimpleNamespace(**parts))
+    outputs = pack["MagDiffLoadCheckpoint"].execute("some.pth").args
+    for (name, part), output in zip(parts.items(), outputs, strict=True):
+        if name == missing:
+            assert isinstance(output, ExecutionBlocker)
+            assert f"some.pth holds no {missing}: use Load" in output.message
+        else:
+            assert output is part
+
+
 def test_model_folders_are_registered_beside_those_of_the_user(pack, tmp_path):
     import folder_paths
 
