@@ -192,8 +192,9 @@ class Environment:
             )
 
     def _step(
-        self, name: str, asked: Sequence[str], title: str, action: Callable[[Callable[[str], None]], object], made: Path | None = None
-    ) -> None:
+        self, name: str, asked: Sequence[str], title: str, action: Callable[[Callable[[str], None]], object],
+        made: Path | None = None,
+    ) -> None:  # fmt: skip
         """Run `action` unless the stamp `name` says that exactly `asked` was done and `made` is still there."""
         stamp = self.state / "stamps" / name
         wanted = hashlib.sha256(json.dumps(list(asked)).encode()).hexdigest()
