@@ -51,6 +51,22 @@ def test_the_base_and_its_other_clones_are_untouched(rig, base, vanilla):
         assert torch.equal(rig.run(patcher, *rig.prompts()), vanilla)
 
 
+def test_a_part_that_is_off_installs_nothing(rig, base):
+    def installed(*strengths):
+        model = rig.adapted(base, *strengths)
+        options = model.model_options["transformer_options"]
+        replaced = len(options.get("patches_replace", {}).get("attn2", {}))
+        return set(options.get("patches", {})), replaced, any(model.wrappers.values())
+
+    temporal = {"forward_timestep_embed_patch", "middle_patch", "attn2_output_patch"}
+    blocks = len([key for key in rig.adapter_weights(base) if key.endswith("to_k_image.weight")])
+    assert installed(0.0, 0.0, 0.0) == (set(), 0, False)
+    assert installed(1.0, 0.0, 0.0) == (temporal, 0, True)
+    assert installed(0.0, 1.0, 0.0) == ({"attn2_patch"}, blocks, True)
+    assert installed(0.0, 0.0, 1.0) == ({"input_block_patch"}, 0, True)
+    assert installed(1.0, 1.0, 1.0) == (temporal | {"attn2_patch", "input_block_patch"}, blocks, True)
+
+
 def test_alternating_between_clones_changes_nothing(rig, base, adapted, vanilla, full):
     half = rig.adapted(base, temporal=0.5)
     expected = rig.run(half, *rig.wired())
