@@ -23,6 +23,17 @@ def comfyui_folder() -> Path:
     raise RuntimeError("no ComfyUI found: run the tests with `python dev.py test`, or set COMFYUI_PATH")
 
 
+def make_tree(path: Path, version: str | None = "9.9.9", main: str = "") -> Path:
+    """Files that look like a ComfyUI tree to dev.py; `main` is what its main.py does."""
+    (path / "comfy").mkdir(parents=True)
+    (path / "nodes.py").write_text("WHOSE = 'ComfyUI'\n", "utf-8")
+    (path / "main.py").write_text(main, "utf-8")
+    (path / "requirements.txt").write_text("", "utf-8")
+    if version:
+        (path / "comfyui_version.py").write_text(f'__version__ = "{version}"\n', "utf-8")
+    return path
+
+
 def server_environment() -> dict[str, str]:
     """Variables for a server: those of this process, without what only the tests need on their search path."""
     env = dict(os.environ, HF_HUB_OFFLINE="1")
