@@ -70,3 +70,14 @@ def test_a_slider_encodes_nothing_again(server):
     kinds = {prompt[node]["class_type"] for node in ran if node}
     assert "MagDiffAPAConditioning" in kinds
     assert kinds == {"MagDiffAPAConditioning", "MagDiffSampler", "VAEDecode", "SaveAnimatedWEBP", "PreviewImage"}
+
+
+def test_comfyui_offers_the_workflows_as_templates(server):
+    """The page's template browser lists them under this pack's name, with their pictures."""
+    offered = server.get("/workflow_templates")
+    names = {*workflow_checks.SMALL, *workflow_checks.SD21}
+    pack = next(pack for pack, listed in offered.items() if names <= set(listed))
+    for name in names:
+        file = f"/api/workflow_templates/{pack}/{name}"
+        assert server.get(f"{file}.json") == workflow_checks.read(name)
+        assert server._request(f"{file}.jpg") == (workflow_checks.WORKFLOWS / f"{name}.jpg").read_bytes()
