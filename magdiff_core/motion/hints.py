@@ -16,6 +16,8 @@ REFERENCE = "reference"
 MAP_MODES = (DEFAULT, REFERENCE)
 """How motion maps are made: `motion_map.motion_map`, or `reference.motion_map` as the released script for tracked points."""
 
+SHAPE_TOLERANCE = 0.15
+"""How far the shape of the sampled picture may be from that of the source, relative: sides are rounded to multiples of 64."""
 HOLE = -1.0
 """Value of the video inside of the edit region: black."""
 
@@ -70,9 +72,14 @@ class EditRequest:
 
         Frames are stretched to that size (bicubic, as in the released scripts, which use pictures of 8 bits); the mask is resized
         and cut at one half, as the model knows only 0 and 1; tracks are scaled, then drawn at that size: the filter is fixed in
-        pixels of the working size.
+        pixels of the working size. Raises ValueError when the shapes differ too much for one to be meant for the other.
         """
         source_height, source_width = self.source_frames.shape[1:3]
+        if abs((source_width / source_height) / (width / height) - 1.0) > SHAPE_TOLERANCE:
+            raise ValueError(
+                f"source_frames are {source_width}x{source_height}, the clip is sampled at {width}x{height}, another shape: "
+                "edit the first frame of source_frames itself, and keep its shape"
+            )
         video = self.source_frames.float().movedim(-1, 1)
         region = self.edit_mask.float()[:, None]
         if (source_height, source_width) != (height, width):

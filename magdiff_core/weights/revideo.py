@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -25,6 +26,16 @@ _PUBLISHED = (
     (r"controlnet_mid_block\.0\.(weight|bias)", r"zero_conv_middle.\1"),
     (r"((?:time_embed|label_emb|input_blocks|middle_block)\..+)", rf"{TRUNK}\1"),
 )
+UNET_PREFIX = "model.diffusion_model."
+IMAGE_ENCODER_PREFIX = "conditioner.embedders.0.open_clip.model."
+AUTOENCODER_PREFIX = "first_stage_model."
+CLIP_FRAMES = 14
+"""Frames of a clip of the released model."""
+
+# Keys that only this part has, wherever its keys begin.
+_UNET_SIGNATURE = ("output_blocks.0.0.in_layers.0.weight", "input_blocks.0.0.weight", "out.2.weight")
+_IMAGE_ENCODER_SIGNATURE = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj")
+_AUTOENCODER_SIGNATURE = ("decoder.mid.block_1.mix_factor", "decoder.conv_in.weight", "encoder.conv_in.weight")
 _SIGNATURE = ("controlnet_cond_embedding.conv_in.weight", "mask_embedding.conv_in.weight", "weight_embedding.conv_in.weight")
 
 
@@ -42,13 +53,51 @@ def control_prefix(keys: Iterable[str]) -> str | None:
 
     Recognised by the three condition encoders, which no other model has together.
     """
-    keys = set(keys)
-    for key in keys:
-        if key.endswith(_SIGNATURE[0]):
-            prefix = key.removesuffix(_SIGNATURE[0])
-            if all(prefix + name in keys for name in _SIGNATURE):
-                return prefix
-    return None
+    return _prefix(set(keys), _SIGNATURE)
+
+
+def _prefix(keys: set[str], signature: tuple[str, ...]) -> str | None:
+    """What stands before all names of `signature` in `keys`; of several the shortest. None when they are not there together."""
+    found = [key.removesuffix(signature[0]) for key in keys if key.endswith(signature[0])]
+    whole = [prefix for prefix in found if all(prefix + name in keys for name in signature)]
+    return min(whole, key=lambda prefix: (len(prefix), prefix), default=None)
+
+
+@dataclass(frozen=True)
+class ReVideoParts:
+    """What a file holds, each part under the names that its reader knows, without prefix; an empty dict where it is missing.
+
+    `control`: our names. `unet`: LDM names. `image_encoder`: OpenCLIP's (`visual.*`). `autoencoder`: SVD's, with the temporal
+    decoder.
+    """
+
+    control: dict[str, Tensor] = field(default_factory=dict)
+    unet: dict[str, Tensor] = field(default_factory=dict)
+    image_encoder: dict[str, Tensor] = field(default_factory=dict)
+    autoencoder: dict[str, Tensor] = field(default_factory=dict)
+
+
+def released_parts(state_dict: Mapping[str, Tensor]) -> ReVideoParts:
+    """Take a ReVideo file apart, whatever stands before the keys of its parts, and whichever of them it holds.
+
+    Everything else (optimiser, averages, the second copy of the image autoencoder) is left out. Raises ValueError when it holds no
+    control branch, or one with weights missing.
+    """
+    control = read_control(state_dict)
+    keys = set(state_dict)
+
+    def part(signature: tuple[str, ...]) -> dict[str, Tensor]:
+        prefix = _prefix(keys, signature)
+        if prefix is None:
+            return {}
+        return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+    unet_parts = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
+    unet = {key: value for key, value in part(_UNET_SIGNATURE).items() if key.startswith(unet_parts)}
+    image_encoder = {key: value for key, value in part(_IMAGE_ENCODER_SIGNATURE).items() if key.startswith("visual.")}
+    autoencoder_parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+    autoencoder = {key: value for key, value in part(_AUTOENCODER_SIGNATURE).items() if key.startswith(autoencoder_parts)}
+    return ReVideoParts(control, unet, image_encoder, autoencoder)
 
 
 def read_control(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import comfy.model_base
-import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
-import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...motion.hints import ControlHints
 from ..control_object import ReVideoControl
+from ..revideo_base import VideoModel, video_model
 from .fixture import Fixture, part_of
 from .revideo_branch import control_of
 from .runs import one_call
@@ -29,30 +28,8 @@ class StoredVector(comfy.model_base.SVD_img2vid):
         return kwargs["vector"]
 
 
-class SmallVideoModel(comfy.supported_models.SVD_img2vid):
-    """SVD of any size. Not in ComfyUI's list of models: nothing else is ever taken for it."""
-
-    unet_extra_config = {"num_heads": -1, "attn_precision": torch.float32}
-
-    def get_model(self, state_dict: dict, prefix: str = "", device=None) -> StoredVector:
-        return StoredVector(self, device=device)
-
-
-def small_video_model(unet: dict[str, Tensor], head_channels: int) -> ModelPatcher:
-    """A float32 MODEL from SVD weights in LDM names without prefix. Raises ValueError when they are no UNet."""
-    config = comfy.model_detection.detect_unet_config(unet, "")
-    if config is None:
-        raise ValueError("ComfyUI recognises no UNet in these weights")
-    model_config = SmallVideoModel({**config, "num_head_channels": head_channels})
-    model_config.set_inference_dtype(torch.float32, None)
-    model = model_config.get_model(unet)
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        model,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
-    model.load_model_weights(dict(unet), "", assign=patcher.is_dynamic())
-    return patcher
+class StoredVectorModel(VideoModel):
+    model_class = StoredVector
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +52,8 @@ class ReadyHints:
 
 def model_of(fixture: Fixture) -> ModelPatcher:
     """The UNet of the file in ComfyUI."""
-    return small_video_model(part_of(fixture.weights, "B.unet."), fixture.meta["B"]["config_unet"]["num_head_channels"])
+    head_channels = fixture.meta["B"]["config_unet"]["num_head_channels"]
+    return video_model(part_of(fixture.weights, "B.unet."), head_channels, StoredVectorModel, torch.float32)
 
 
 def control_object(fixture: Fixture) -> ReVideoControl:

@@ -1,0 +1,222 @@
+"""ReVideo: load its checkpoint, put the edited first frame, and the region with its motion, on CONDITIONING."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..magdiff_core.host.control_apply import apply_control, make_request
+from ..magdiff_core.host.control_file import load_revideo
+from ..magdiff_core.host.folders import checkpoint_names, find_checkpoint
+from ..magdiff_core.host.revideo_conditioning import image_conditioning
+from ..magdiff_core.motion.hints import MAP_MODES
+from ..magdiff_core.motion.resolution import BUDGETS, CUSTOM
+from ..magdiff_core.motion.safm import FUSION_MODES
+from ..magdiff_core.segment.images import clean_images, fit_mask
+
+Control = io.Custom("MAGDIFF_CONTROL")
+
+WHAT_TO_LOAD = {
+    "model": "use Image Only Checkpoint Loader with Stable Video Diffusion (its motion follows the tracks less exactly)",
+    "clip_vision": "use Image Only Checkpoint Loader with Stable Video Diffusion",
+    "vae": "use Image Only Checkpoint Loader with Stable Video Diffusion",
+}
+
+
+class LoadReVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagDiffLoadReVideo",
+            display_name="Load ReVideo",
+            category="MagDiff/loaders",
+            description="Loads the published ReVideo checkpoint as it is: its fine-tuned Stable Video Diffusion and the control "
+            "branch. The file is recognised by its contents, not by its name.",
+            search_aliases=["revideo", "checkpoint loader", "svd", "stable video diffusion", "control", "magdiff"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=checkpoint_names(),
+                    tooltip="A file of models/magdiff or models/checkpoints: ReVideo's model.ckpt, or its control branch alone.",
+                )
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="ReVideo's own Stable Video Diffusion."),
+                io.ClipVision.Output("clip_vision", tooltip="The image encoder."),
+                io.Vae.Output("vae", tooltip="The autoencoder with the temporal decoder."),
+                Control.Output("control", tooltip="The control branch, for SAFM Trajectory Fuse."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint) -> io.NodeOutput:
+        loaded, control = load_revideo(find_checkpoint(checkpoint))
+        parts = []
+        for name, advice in WHAT_TO_LOAD.items():
+            part = getattr(loaded, name)
+            parts.append(ExecutionBlocker(f"{checkpoint} holds no {name}: {advice}") if part is None else part)
+        return io.NodeOutput(*parts, control)
+
+
+class ReVideoImageConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        side = {"min": 64, "max": 8192, "step": 64, "advanced": True}
+        return io.Schema(
+            node_id="MagDiffReVideoImageConditioning",
+            display_name="ReVideo Image Conditioning",
+            category="MagDiff/conditioning",
+            description="Gives the edited first frame to Stable Video Diffusion in the way ReVideo was made for: the whole frame "
+            "to the image encoder, its own noise and frame rate. Sample with euler, karras, Video Linear CFG Guidance min_cfg 1 "
+            "and cfg 4.",
+            search_aliases=["svd", "img2vid", "image to video", "first frame", "revideo", "magdiff"],
+            inputs=[
+                io.ClipVision.Input("clip_vision", tooltip="The image encoder of Load ReVideo."),
+                io.Vae.Input("vae", tooltip="The autoencoder of Load ReVideo."),
+                io.Image.Input(
+                    "edited_frame",
+                    tooltip="First frame of the clip as it is to look, whole: with the edit in it and the rest unchanged.",
+                ),
+                io.Combo.Input(
+                    "resolution",
+                    options=[*BUDGETS, CUSTOM],
+                    default=next(iter(BUDGETS)),
+                    tooltip="Pixels of a frame; the sides keep the frame's shape in multiples of 64. 1 MP needs about 20 GB, take "
+                    "less on a small GPU. custom: width and height below.",
+                ),
+                io.Int.Input("width", default=1024, tooltip="Width in pixels for resolution custom.", **side),
+                io.Int.Input("height", default=576, tooltip="Height in pixels for resolution custom.", **side),
+                io.Int.Input(
+                    "frames", default=14, min=1, max=4096, tooltip="Length of the clip: that of source_frames. ReVideo makes 14."
+                ),
+                io.Int.Input("fps", default=10, min=1, max=1024, tooltip="Frames a second that the model is told, as given."),
+                io.Int.Input(
+                    "motion_bucket_id", default=127, min=1, max=1023, tooltip="How much motion the model is told.", advanced=True
+                ),
+                io.Float.Input(
+                    "augmentation_level",
+                    default=0.02,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="Noise on the frame, for pixels from -1 to 1 (core's SVD node makes twice as much of it).",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "seed", default=23, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed of that noise.", advanced=True
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", tooltip="The frame and its numbers."),
+                io.Conditioning.Output("negative", tooltip="The numbers alone."),
+                io.Latent.Output("latent", tooltip="An empty latent of the clip."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip_vision,
+        vae,
+        edited_frame: torch.Tensor,
+        resolution: str,
+        width: int,
+        height: int,
+        frames: int,
+        fps: int,
+        motion_bucket_id: int,
+        augmentation_level: float,
+        seed: int,
+    ) -> io.NodeOutput:
+        edited_frame = clean_images(edited_frame, "edited_frame")
+        positive, negative, empty = image_conditioning(
+            clip_vision,
+            vae,
+            edited_frame,
+            resolution,
+            width,
+            height,
+            frames,
+            fps,
+            motion_bucket_id,
+            augmentation_level,
+            seed,
+        )
+        return io.NodeOutput(positive, negative, {"samples": empty})
+
+
+class SAFMTrajectoryFuse(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        percent = {"min": 0.0, "max": 1.0, "step": 0.001, "advanced": True}
+        return io.Schema(
+            node_id="MagDiffSAFMTrajectoryFuse",
+            display_name="SAFM Trajectory Fuse",
+            category="MagDiff/conditioning",
+            description="Edits a region of a clip: outside of edit_mask the source stays, inside things move along the tracks. "
+            "Content and motion are weighed by place and time (SAFM).",
+            search_aliases=["revideo", "controlnet", "trajectory", "drag", "motion control", "safm", "video edit", "magdiff"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="From ReVideo Image Conditioning, perhaps with ControlNets."),
+                io.Conditioning.Input("negative", tooltip="From ReVideo Image Conditioning. It gets the same control."),
+                Control.Input("control", tooltip="The control branch of Load ReVideo."),
+                io.Image.Input("source_frames", tooltip="The clip before the edit, as many frames as the latent."),
+                io.Mask.Input("edit_mask", tooltip="1 = may change. One for all frames, or one a frame; cut at one half."),
+                io.Tracks.Input("tracks", tooltip="Where points move, in pixels of source_frames."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="Of the whole control. 0 = the plain model, exactly.",
+                ),
+                io.Float.Input("start_percent", default=0.0, tooltip="Part of sampling at which it starts to act.", **percent),
+                io.Float.Input("end_percent", default=1.0, tooltip="Part of sampling at which it stops to act.", **percent),
+                io.Combo.Input(
+                    "fusion",
+                    options=list(FUSION_MODES),
+                    default=FUSION_MODES[0],
+                    tooltip="safm: as trained. direct sum, no time: the two that the paper compares it with.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "motion_maps",
+                    options=list(MAP_MODES),
+                    default=MAP_MODES[0],
+                    tooltip="default: with fractions of pixels, nothing outside of the picture. reference: as released.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", tooltip="With the control, for any sampler."),
+                io.Conditioning.Output("negative", tooltip="With the same control."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive,
+        negative,
+        control,
+        source_frames: torch.Tensor,
+        edit_mask: torch.Tensor,
+        tracks: dict,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        fusion: str,
+        motion_maps: str,
+    ) -> io.NodeOutput:
+        source_frames = clean_images(source_frames, "source_frames")
+        frames, height, width = source_frames.shape[:3]
+        region = fit_mask(edit_mask, "edit_mask", frames, height, width)
+        request = make_request(control, source_frames, region, tracks, motion_maps)
+        return io.NodeOutput(
+            *apply_control(positive, negative, control, request, strength, start_percent, end_percent, fusion)
+        )
+
+
+NODES = [LoadReVideo, ReVideoImageConditioning, SAFMTrajectoryFuse]
