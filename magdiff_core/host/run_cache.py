@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 class RunCache:
     """A dict that computes what it lacks. Made at the start of a sampling run and dropped at its end.
 
-    Keys name everything that the value depends on: site, payload, window, device and dtype. Devices of one run may call from
+    Keys name everything that the value depends on: site, payload, device and dtype. Devices of one run may call from
     several threads; as their keys differ, a plain dict is enough.
     """
 

@@ -91,6 +91,13 @@ def model_call(executor, x: Tensor, t, c_concat=None, c_crossattn=None, control=
         scale_latent=base_model.process_latent_in,
         owned_attention=frozenset(_owned_attention(transformer_options)),
     )
+    # Read back from the device here, not around the UNet: there it would break a compiled graph.
+    patches = transformer_options.get("patches", {}).get("attn2_patch", [])
+    if call.owned_attention and patches == [one_prompt_row]:
+        call.one_prompt_per_clip = call.cache.get(
+            ("one prompt", tuple(transformer_options.get("uuids", ())), numbers, c_crossattn.shape),
+            lambda: _same_rows(c_crossattn, clips),
+        )
     transformer_options[CALL] = call
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **conds)
 
@@ -102,14 +109,8 @@ def _owned_attention(transformer_options: dict) -> list[tuple[str, int, int]]:
 
 
 def unet_call(executor, x: Tensor, timesteps, context=None, y=None, control=None, transformer_options=None, **kwargs):
-    """DIFFUSION_MODEL: decide what the prompts allow, and redo the last norm over the clip."""
+    """DIFFUSION_MODEL: redo the last norm over the clip."""
     call: Call = transformer_options[CALL]
-    patches = transformer_options.get("patches", {}).get("attn2_patch", [])
-    if call.owned_attention and patches == [one_prompt_row]:
-        call.one_prompt_per_clip = call.cache.get(
-            ("one prompt", tuple(transformer_options.get("uuids", ())), call.window, context.shape),
-            lambda: _same_rows(context, call.clips),
-        )
     out = executor(x, timesteps, context, y, control, transformer_options, **kwargs)
     if not call.clip_norm:
         return out
