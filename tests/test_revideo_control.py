@@ -226,6 +226,86 @@ def test_the_memory_that_it_needs_is_counted(rig, base):
     assert len(chained.get_models()) == 2
 
 
+PUBLISHED = {
+    # tensors and parameters of the released control branch, part by part
+    "trunk.time_embed": (4, 2_050_560),
+    "trunk.label_emb": (4, 2_624_000),
+    "trunk.input_blocks": (522, 479_208_974),
+    "trunk.middle_block": (99, 185_571_843),
+    "motion_encoder": (16, 1_086_336),
+    "content_encoder": (16, 1_086_480),
+    "safm": (18, 2_008_256),
+    "zero_convs": (24, 9_840_000),
+    "zero_conv_middle": (2, 1_639_680),
+}
+
+
+def test_the_published_size(comfy_session):
+    """Built of SVD's own layout, each part has as many tensors and parameters as the released one. No memory is taken."""
+    import comfy.model_detection
+    import comfy.supported_models
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    from magdiff_core.host.revideo_model import ReVideoControlModel
+    from magdiff_core.host.revideo_trunk import trunk_config
+    from magdiff_core.motion.encoders import WIDTHS
+
+    layout = {
+        "in_channels": 8,
+        "out_channels": 4,
+        "model_channels": 320,
+        "num_res_blocks": [2, 2, 2, 2],
+        "channel_mult": [1, 2, 4, 4],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1] * 9 + [0] * 3,
+        "transformer_depth_middle": 1,
+        "context_dim": 1024,
+        "adm_in_channels": 768,
+        "num_classes": "sequential",
+        "num_heads": -1,
+        "num_head_channels": 64,
+        "image_size": 32,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": True,
+        "legacy": False,
+        "use_temporal_resblock": True,
+        "use_temporal_attention": True,
+        "extra_ff_mix_layer": True,
+        "use_spatial_context": True,
+        "merge_strategy": "learned_with_images",
+        "video_kernel_size": [3, 1, 1],
+    }
+    unet = UNetModel(**layout, device="meta").state_dict()
+    assert (len(unet), sum(value.numel() for value in unet.values())) == (1428, 1_524_623_082)
+    assert isinstance(comfy.model_detection.model_config_from_unet(unet, ""), comfy.supported_models.SVD_img2vid)
+
+    parts = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.")
+    config = trunk_config({key: value for key, value in unet.items() if key.startswith(parts)})
+    branch = ReVideoControlModel(config, WIDTHS).state_dict()
+    for name, expected in PUBLISHED.items():
+        own = [value for key, value in branch.items() if key.startswith(f"{name}.")]
+        assert (len(own), sum(value.numel() for value in own)) == expected, name
+    assert (len(branch), sum(value.numel() for value in branch.values())) == (705, 685_116_129)
+    for key, value in unet.items():
+        if key.startswith(parts):
+            assert branch[f"trunk.{key}"].shape == value.shape
+
+
+def test_attention_over_one_token_takes_the_short_way(rig):
+    from comfy.ldm.modules import attention
+
+    model = rig.branch().model
+    x, context = rig.random(2 * rig.FRAMES, 16, 32, seed=1), rig.random(2 * rig.FRAMES, 1, rig.CONTEXT, seed=2)
+    short = model.trunk.input_blocks[1][1].transformer_blocks[0].attn2
+    whole = attention.CrossAttention.forward(short, x, context)
+    assert difference(short(x, context), whole) < CLOSE
+    two = rig.random(2 * rig.FRAMES, 2, rig.CONTEXT, seed=3)
+    assert torch.equal(short(x, two), attention.CrossAttention.forward(short, x, two))
+    with Count(short.to_q) as queries:
+        short(x, context)
+    assert queries == []
+
+
 def test_another_number_of_frames_is_refused(rig, base):
     with pytest.raises(ValueError, match="the LATENT has 3 frames, source_frames of SAFM Trajectory Fuse 5"):
         rig.run(base, rig.conds(rig.control(rig.Hints(frames=5))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.model_detection
 import comfy.ops
 import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock, CrossAttention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, forward_timestep_embed
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from torch import Tensor, nn
@@ -29,6 +30,31 @@ def trunk_config(weights: dict[str, Tensor], head_channels: int = HEAD_CHANNELS)
     return config
 
 
+class ShortCrossAttention(CrossAttention):
+    """Cross-attention that does no more than needed where there is a single token: softmax over one key is 1.
+
+    SVD's context is one token a frame, so queries, keys and the attention itself are dead work in every block.
+    """
+
+    @classmethod
+    def like(cls, attention: CrossAttention, operations) -> ShortCrossAttention:
+        """One of the same sizes, without memory of its own."""
+        return cls(
+            attention.to_q.in_features,
+            attention.to_k.in_features,
+            attention.heads,
+            attention.dim_head,
+            attn_precision=attention.attn_precision,
+            device="meta",
+            operations=operations,
+        )
+
+    def forward(self, x: Tensor, context: Tensor | None = None, value=None, mask=None, transformer_options=None) -> Tensor:
+        if context is not None and context.shape[1] == 1 and value is None and mask is None:
+            return self.to_out(self.to_v(context)).expand_as(x)
+        return super().forward(x, context, value, mask, transformer_options or {})
+
+
 class ControlTrunk(nn.Module):
     """The base UNet's encoder and middle with weights of its own.
 
@@ -43,6 +69,9 @@ class ControlTrunk(nn.Module):
         self.label_emb = unet.label_emb if unet.num_classes is not None else None
         self.input_blocks = unet.input_blocks
         self.middle_block = unet.middle_block
+        for block in [module for module in self.modules() if isinstance(module, BasicTransformerBlock)]:
+            if block.attn2 is not None:
+                block.attn2 = ShortCrossAttention.like(block.attn2, operations)
 
     def forward(
         self, x: Tensor, t: Tensor, context: Tensor, y: Tensor | None, fused: Tensor, frames: int, options: dict
