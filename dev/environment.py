@@ -130,6 +130,9 @@ class Environment:
         # compiled files are kept, or every start would take half a minute, but never in a ComfyUI of the user's
         env["PYTHONPYCACHEPREFIX"] = str(self.state / "pycache")
         env["PYTHONUTF8"] = "1"
+        # threads that wait for each other sleep instead of spinning: on a busy machine the small model's steps take
+        # seconds instead of minutes
+        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if self.shim.is_dir():
             env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(self.shim), env.get("LD_LIBRARY_PATH")]))
         return env

@@ -290,6 +290,13 @@ def test_search_paths(fake, monkeypatch):
     assert "PYTHONSAFEPATH" not in fake.variables()
 
 
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(fake, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert fake.variables()["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert fake.variables()["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 def test_compiled_files_are_kept_but_not_in_the_users_folders(fake, monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     env = fake.variables()
