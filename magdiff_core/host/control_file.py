@@ -19,6 +19,7 @@ from ..weights.revideo import (
     UNET_PREFIX,
     ReVideoParts,
     control_prefix,
+    read_control,
     released_parts,
 )
 from .lightning_file import load_checkpoint_tensors
@@ -57,6 +58,21 @@ def load_revideo(path: str) -> tuple[LoadedCheckpoint, LoadedControl]:
         model.cached_patcher_init = (_reload_model, (path,))
         model = count_frames_of_each_call(model)
     return LoadedCheckpoint(model, None, vae, _image_encoder(parts)), control
+
+
+def load_control(path: str, state_dict: dict[str, Tensor], metadata: dict[str, str]) -> LoadedControl:
+    """The control branch among the tensors of the file at `path`; nothing else of it.
+
+    Raises ValueError, naming the file, when there is none or it is not whole.
+    """
+    if control_prefix(state_dict) is None:
+        raise ValueError(f"{path} holds no ReVideo control branch: {describe(state_dict)}")
+    try:
+        control = _control(ReVideoParts(read_control(state_dict)), metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    control.patcher.cached_patcher_init = (_reload_control, (path,))
+    return control
 
 
 def _read(path: str) -> tuple[ReVideoParts, dict[str, str]]:

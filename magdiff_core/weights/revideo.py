@@ -1,8 +1,12 @@
-"""The layout of the released ReVideo checkpoint, and what its names are called here.
+"""The layout of the released ReVideo checkpoint, what its names are called here, and the control file that is split from it.
 
 One file holds everything: `model.diffusion_model.*` (the whole SVD UNet, fine-tuned), `model.ctrlnet_model.*` (the control
 branch), `conditioner.*` and `first_stage_model.*` (image encoder and autoencoder). The trunk of the control branch has the
 names of the UNet's own encoder.
+
+A control file holds the control branch in our names and, as `base.<LDM key>`, the differences between the fine-tuned UNet and the
+one that it was made from. Metadata: `format` "magdiff-control", `format_version`, `num_head_channels`, `clip_frames`, `base`,
+`base_hashes` (JSON: LDM key -> hash of the base's own weight), `licence`, `trained_from`.
 """
 
 from __future__ import annotations
@@ -14,6 +18,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 CONTROL_PREFIX = "model.ctrlnet_model."
+CONTROL_FORMAT = "magdiff-control"
+CONTROL_VERSION = "1"
+BASE_DIFFERENCE = "base."
 TRUNK = "trunk."
 
 _PUBLISHED = (
@@ -29,6 +36,8 @@ _PUBLISHED = (
 UNET_PREFIX = "model.diffusion_model."
 IMAGE_ENCODER_PREFIX = "conditioner.embedders.0.open_clip.model."
 AUTOENCODER_PREFIX = "first_stage_model."
+TEMPORAL_KEY_VALUE = re.compile(r".+\.time_stack\.\d+\.attn1\.to_[kv]\.weight")
+"""Weights of the base that the paper's third stage trains: keys and values of temporal self-attention."""
 CLIP_FRAMES = 14
 """Frames of a clip of the released model."""
 
@@ -36,6 +45,8 @@ CLIP_FRAMES = 14
 _UNET_SIGNATURE = ("output_blocks.0.0.in_layers.0.weight", "input_blocks.0.0.weight", "out.2.weight")
 _IMAGE_ENCODER_SIGNATURE = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj")
 _AUTOENCODER_SIGNATURE = ("decoder.mid.block_1.mix_factor", "decoder.conv_in.weight", "encoder.conv_in.weight")
+_OUR_SIGNATURE = ("motion_encoder.conv_in.weight", "content_encoder.conv_in.weight", "safm.weight_encoder.conv_in.weight")
+_OUR_PARTS = ("motion_encoder.", "content_encoder.", "safm.", "zero_convs.", "zero_conv_middle.", TRUNK)
 _SIGNATURE = ("controlnet_cond_embedding.conv_in.weight", "mask_embedding.conv_in.weight", "weight_embedding.conv_in.weight")
 
 
@@ -51,9 +62,13 @@ def our_name(published: str) -> str | None:
 def control_prefix(keys: Iterable[str]) -> str | None:
     """What stands before the control keys in a file with these keys: any prefix, "" for none; None when there is no control.
 
-    Recognised by the three condition encoders, which no other model has together.
+    A control file of ours has none. A released branch is recognised by the three condition encoders, which no other model has
+    together.
     """
-    return _prefix(set(keys), _SIGNATURE)
+    keys = set(keys)
+    if all(name in keys for name in _OUR_SIGNATURE):
+        return ""
+    return _prefix(keys, _SIGNATURE)
 
 
 def _prefix(keys: set[str], signature: tuple[str, ...]) -> str | None:
@@ -83,33 +98,46 @@ def released_parts(state_dict: Mapping[str, Tensor]) -> ReVideoParts:
     Everything else (optimiser, averages, the second copy of the image autoencoder) is left out. Raises ValueError when it holds no
     control branch, or one with weights missing.
     """
-    control = read_control(state_dict)
-    keys = set(state_dict)
+    return ReVideoParts(
+        control=read_control(state_dict),
+        unet=read_unet(state_dict),
+        image_encoder=_part(state_dict, _IMAGE_ENCODER_SIGNATURE, ("visual.",)),
+        autoencoder=_part(state_dict, _AUTOENCODER_SIGNATURE, ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")),
+    )
 
-    def part(signature: tuple[str, ...]) -> dict[str, Tensor]:
-        prefix = _prefix(keys, signature)
-        if prefix is None:
-            return {}
-        return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
-    unet_parts = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
-    unet = {key: value for key, value in part(_UNET_SIGNATURE).items() if key.startswith(unet_parts)}
-    image_encoder = {key: value for key, value in part(_IMAGE_ENCODER_SIGNATURE).items() if key.startswith("visual.")}
-    autoencoder_parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-    autoencoder = {key: value for key, value in part(_AUTOENCODER_SIGNATURE).items() if key.startswith(autoencoder_parts)}
-    return ReVideoParts(control, unet, image_encoder, autoencoder)
+def read_unet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The UNet of a file in LDM names without prefix, whatever stands before them; empty when there is none."""
+    parts = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
+    return _part(state_dict, _UNET_SIGNATURE, parts)
+
+
+def read_base_differences(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Differences to base weights in a control file, by LDM key."""
+    return {key.removeprefix(BASE_DIFFERENCE): value for key, value in state_dict.items() if key.startswith(BASE_DIFFERENCE)}
+
+
+def _part(state_dict: Mapping[str, Tensor], signature: tuple[str, ...], begins: tuple[str, ...]) -> dict[str, Tensor]:
+    prefix = _prefix(set(state_dict), signature)
+    if prefix is None:
+        return {}
+    named = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    return {key: value for key, value in named.items() if key.startswith(begins)}
 
 
 def read_control(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The control branch of a released file in our names; other keys (UNet, optimiser, averages) are left out.
+    """The control branch of a released file or a control file in our names; other keys (UNet, optimiser) are left out.
 
     Raises ValueError when there is none, or when weights of it are missing.
     """
     prefix = control_prefix(state_dict)
     if prefix is None:
         raise ValueError("no ReVideo control branch among these weights")
-    named = {our_name(key.removeprefix(prefix)): value for key, value in state_dict.items() if key.startswith(prefix)}
-    named.pop(None, None)
+    if _OUR_SIGNATURE[0] in state_dict:
+        named = {key: value for key, value in state_dict.items() if key.startswith(_OUR_PARTS)}
+    else:
+        named = {our_name(key.removeprefix(prefix)): value for key, value in state_dict.items() if key.startswith(prefix)}
+        named.pop(None, None)
     _check_complete(named)
     return named
 
