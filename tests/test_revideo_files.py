@@ -107,10 +107,23 @@ def test_a_control_branch_alone(load, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_other_precisions_stay_as_they_are(load, tmp_path, dtype):
+def test_other_precisions_are_brought_to_what_is_computed_in(load, tmp_path, dtype):
     narrow = {key: value.to(dtype) for key, value in revideo_files.weights().items()}
     loaded, control = load(str(revideo_files.save(tmp_path / "narrow.safetensors", narrow)))
-    assert {weight.dtype for weight in control.patcher.model.state_dict().values()} == {dtype}
+    # the tests run on the CPU, where core computes in float32
+    assert {weight.dtype for weight in control.patcher.model.state_dict().values()} == {torch.float32}
+    assert loaded.model.model_dtype() == torch.float32
+    key = "controlnet_down_blocks.3.0.weight"
+    assert torch.equal(control.patcher.model.zero_convs[3].weight, narrow[f"model.ctrlnet_model.{key}"].float())
+
+
+def test_eight_bits_are_never_chosen_for_the_control_branch(comfy_session, monkeypatch):
+    import comfy.model_management
+
+    from magdiff_core.host.control_file import _control_dtype
+
+    monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda **options: torch.float8_e4m3fn)
+    assert _control_dtype({"x": torch.zeros(2, dtype=torch.float16)}) == torch.float16
 
 
 def test_a_lightning_checkpoint_loads_without_lightning(load, tmp_path, lightning, monkeypatch):

@@ -9,6 +9,8 @@ import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.utils
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -106,12 +108,20 @@ def _model(parts: ReVideoParts, metadata: dict[str, str], disable_dynamic: bool 
 
 def _control(parts: ReVideoParts, metadata: dict[str, str], disable_dynamic: bool = False) -> LoadedControl:
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    dtype = _control_dtype(parts.control)
     patcher = kind(
-        build_control(parts.control, _head_channels(metadata)),
+        build_control({key: value.to(dtype) for key, value in parts.control.items()}, _head_channels(metadata)),
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
     return LoadedControl(patcher, int(metadata.get("clip_frames", CLIP_FRAMES)))
+
+
+def _control_dtype(weights: dict[str, Tensor]) -> torch.dtype:
+    """What core would keep a UNet of this size in, so that no weight is cast at every step; 8 bits are too few for this branch."""
+    stored = comfy.utils.weight_dtype(weights)
+    dtype = comfy.model_management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights), weight_dtype=stored)
+    return dtype if dtype.itemsize >= 2 else stored
 
 
 def _vae(parts: ReVideoParts) -> comfy.sd.VAE | None:
