@@ -89,6 +89,36 @@ def test_a_whole_file(load, tmp_path):
     assert loaded.model.model.model_sampling.sigma_max.item() == pytest.approx(700.0)
 
 
+def test_the_image_encoder_of_any_size(load, tmp_path):
+    """Against the formula of one of its layers, worked out here from OpenCLIP's names."""
+    weights = revideo_files.image_encoder()
+    loaded, _ = load(str(revideo_files.save(tmp_path / "model.safetensors", {**revideo_files.weights(), **weights})))
+    model, prefix = loaded.clip_vision.model, "conditioner.embedders.0.open_clip.model.visual."
+    assert loaded.clip_vision.image_size == 32
+    output = loaded.clip_vision.encode_image(torch.rand(1, 32, 32, 3), crop=False)
+    assert output.image_embeds.shape == (1, revideo_files.CONTEXT)
+    assert output.last_hidden_state.shape == (1, revideo_files.PATCHES + 1, revideo_files.ENCODER_WIDTH)
+
+    layer = model.vision_model.encoder.layers[1]
+    x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+    part = {key.removeprefix(f"{prefix}transformer.resblocks.1."): value for key, value in weights.items()}
+    normed = torch.nn.functional.layer_norm(x, (16,), part["ln_1.weight"], part["ln_1.bias"])
+    own = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+    own.load_state_dict({key: part[f"attn.{key}"] for key in own.state_dict()})
+    x1 = x + own(normed, normed, normed, need_weights=False)[0]
+    normed = torch.nn.functional.layer_norm(x1, (16,), part["ln_2.weight"], part["ln_2.bias"])
+    wide = torch.nn.functional.gelu(torch.nn.functional.linear(normed, part["mlp.c_fc.weight"], part["mlp.c_fc.bias"]))
+    expected = x1 + torch.nn.functional.linear(wide, part["mlp.c_proj.weight"], part["mlp.c_proj.bias"])
+    from comfy.ldm.modules.attention import optimized_attention
+
+    # ComfyUI keeps text and image encoders in half precision
+    torch.testing.assert_close(layer(x, optimized_attention=optimized_attention), expected, atol=5e-3, rtol=0)
+    del weights[f"{prefix}transformer.resblocks.1.ln_2.bias"]
+    cut = revideo_files.save(tmp_path / "cut.safetensors", {**revideo_files.weights(), **weights})
+    with pytest.raises(ValueError, match="image encoder of this file is not whole: 1 weights are missing"):
+        load(str(cut))
+
+
 def test_it_can_be_made_again_for_another_device(load, tmp_path):
     loaded, control = load(str(revideo_files.save(tmp_path / "model.safetensors")))
     for patcher in (loaded.model, control.patcher):

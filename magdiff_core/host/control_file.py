@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import comfy.clip_vision
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..weights.foreign import describe
 from ..weights.revideo import (
     CLIP_FRAMES,
-    IMAGE_ENCODER_PREFIX,
     UNET_PREFIX,
     ReVideoParts,
     control_prefix,
@@ -27,6 +26,8 @@ from ..weights.revideo import (
 from .lightning_file import load_checkpoint_tensors
 from .loaded_checkpoint import LoadedCheckpoint
 from .revideo_base import count_frames_of_each_call, video_model
+from .revideo_image_encoder import HEAD_CHANNELS as IMAGE_HEAD_CHANNELS
+from .revideo_image_encoder import build_image_encoder
 from .revideo_model import build_control
 from .revideo_trunk import HEAD_CHANNELS
 
@@ -45,7 +46,8 @@ class LoadedControl:
 def load_revideo(path: str) -> tuple[LoadedCheckpoint, LoadedControl]:
     """MODEL, VAE and CLIP_VISION (None where the file lacks one) and the control branch of a ReVideo file.
 
-    Metadata entries `num_head_channels` and `clip_frames` of a safetensors file are honoured; the released file has none.
+    Metadata entries `num_head_channels`, `image_encoder_head_channels` and `clip_frames` of a safetensors file are honoured; the
+    released file has none.
     Raises ValueError, naming the file, for one without a control branch, a damaged one, or one of which a part is not whole.
     """
     parts, metadata = _read(path)
@@ -53,13 +55,14 @@ def load_revideo(path: str) -> tuple[LoadedCheckpoint, LoadedControl]:
         model = _model(parts, metadata)
         control = _control(parts, metadata)
         vae = _vae(parts)
+        clip_vision = _image_encoder(parts, metadata)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     control.patcher.cached_patcher_init = (_reload_control, (path,))
     if model is not None:
         model.cached_patcher_init = (_reload_model, (path,))
         model = count_frames_of_each_call(model)
-    return LoadedCheckpoint(model, None, vae, _image_encoder(parts)), control
+    return LoadedCheckpoint(model, None, vae, clip_vision), control
 
 
 def load_control(path: str, state_dict: dict[str, Tensor], metadata: dict[str, str]) -> LoadedControl:
@@ -133,11 +136,10 @@ def _vae(parts: ReVideoParts) -> comfy.sd.VAE | None:
         raise ValueError(f"the file's autoencoder is not that of Stable Video Diffusion ({error})") from error
 
 
-def _image_encoder(parts: ReVideoParts) -> comfy.clip_vision.ClipVisionModel | None:
+def _image_encoder(parts: ReVideoParts, metadata: dict[str, str]) -> ClipVisionModel | None:
     if not parts.image_encoder:
         return None
-    weights = _prefixed(parts.image_encoder, IMAGE_ENCODER_PREFIX)
-    return comfy.clip_vision.load_clipvision_from_sd(weights, f"{IMAGE_ENCODER_PREFIX}visual.", True)
+    return build_image_encoder(parts.image_encoder, int(metadata.get("image_encoder_head_channels", IMAGE_HEAD_CHANNELS)))
 
 
 def _reload_model(path: str, disable_dynamic: bool = False) -> ModelPatcher:
