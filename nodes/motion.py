@@ -129,7 +129,6 @@ class TrackPoints(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
                     tooltip="Which points are drawn (for keep by length).",
                 ),
                 io.Int.Input(

@@ -191,6 +191,15 @@ def test_the_region_is_tinted_and_large_clips_are_shown_smaller():
     assert outside.tolist() == [0.5, 0.5, 0.5]
 
 
+def test_long_clips_are_shown_smaller(monkeypatch):
+    from magdiff_core.motion import preview
+
+    monkeypatch.setattr(preview, "MOST_PIXELS", 50_000)
+    shown = preview_frames(20, (128, 72), torch.zeros(20, 0, 2), torch.zeros(20, 0, dtype=torch.bool))
+    assert shown[..., 0].numel() <= 51_000
+    assert shown.shape[2] / shown.shape[1] == pytest.approx(128 / 72, rel=0.05)
+
+
 def test_tracks_have_colours_of_their_own():
     colors = track_colors(12, [None, "#010203"])
     assert colors[1] == (1, 2, 3)

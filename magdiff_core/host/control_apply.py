@@ -29,6 +29,8 @@ def make_request(control: LoadedControl, source_frames: Tensor, edit_mask: Tenso
             f"source_frames has {frames} frames, this control was trained on clips of {control.clip_frames}: give at least "
             f"{control.clip_frames} (a longer clip with Context Windows of {control.clip_frames})"
         )
+    if frames > control.clip_frames:
+        log.info("%d frames, trained on clips of %d: sample with Context Windows of that length.", frames, control.clip_frames)
     changed = float((edit_mask >= 0.5).float().mean())
     if changed == 0.0:
         raise ValueError("edit_mask is empty: nothing of the video may change. 1 = may change; draw a region, or invert the mask")

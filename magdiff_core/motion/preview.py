@@ -13,6 +13,8 @@ from torch.nn.functional import interpolate, max_pool2d
 
 LONGEST = 768
 """Longest side of the preview in pixels."""
+MOST_PIXELS = 150_000_000
+"""Pixels of all frames together; long clips are shown smaller."""
 TRAIL = 24
 """Frames that the line behind a point reaches back."""
 SUPERSAMPLING = 2
@@ -41,7 +43,7 @@ def preview_frames(
     colors: Sequence[str | None] = (),
     each_frame: Callable[[], None] | None = None,
 ) -> Tensor:
-    """`[F, h, w, 3]`, float 0 .. 1; longest side at most 768.
+    """`[F, h, w, 3]`, float 0 .. 1; longest side at most 768, less in a clip of many hundred frames.
 
     In frame j a point is where its track is in frame j, the place at which the motion map of frame j holds the move that led
     there. The line behind it is where it came from; a point that is not visible is a hollow ring, and leaves no line.
@@ -56,7 +58,7 @@ def preview_frames(
         colors: of the tracks, "#rrggbb" or None.
         each_frame: called after each frame.
     """
-    scale = min(1.0, LONGEST / max(size))
+    scale = min(1.0, LONGEST / max(size), (MOST_PIXELS / (frames * size[0] * size[1])) ** 0.5)
     width, height = (max(1, round(side * scale)) for side in size)
     palette = track_colors(path.shape[1], colors)
     places = (path.double() * path.new_tensor([width / size[0], height / size[1]]).double()).numpy()
