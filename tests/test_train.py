@@ -111,6 +111,9 @@ def assert_equal(first, second, where="state"):
 def test_a_resumed_run_ends_in_the_same_bits(config, autoencoder_file, tmp_path, monkeypatch):
     from magdiff_core.train import diffusion
 
+    # both an opening batch and a later one, each interrupted in the middle
+    monkeypatch.setattr(diffusion, "PROMPT_BATCHES", 1)
+
     def run(name, steps, resume=False):
         # the schedule must be the same in all runs, so an early end is an interruption
         monkeypatch.setattr(Schedule, "progress", lambda self, step, elapsed: 1.0 if step >= steps else 0.1)
@@ -138,10 +141,13 @@ def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder
             if not value.any():
                 value.normal_(std=0.05)
     black = list(batches.encode_pyramid(encoder, torch.zeros(1, 1, 64, 64, 3), (16, 16)))
+    kinds = [batches.PROMPTS, *(kind for kind, _ in batches.KINDS)]
+    assert len(set(kinds)) == 6 and sum(share for _, share in batches.KINDS) == pytest.approx(1)
     uses_tokens = {batches.TOKENS, batches.EDIT, batches.GENERATE}
     uses_latents = {batches.LATENTS, batches.EDIT, batches.GENERATE}
-    for kind, _ in batches.KINDS:
+    for kind in kinds:
         drawn = batches.draw_batch(encoder, 2, torch.Generator().manual_seed(1), black, kind)
+        assert drawn.latents.shape[1] == (2 if kind == batches.PROMPTS else 8)
         assert (drawn.pictures is not None) == (kind in uses_tokens)
         assert (drawn.pyramid is not None) == (kind in uses_latents)
         for value in parameters.values():
@@ -155,6 +161,37 @@ def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder
             missed = {n for n in parameters if n.startswith(part)} - reached
             missed = {n for n in missed if "logit_scale" not in n and "text_projection" not in n}
             assert not missed, (kind, sorted(missed)[:5])
+
+
+def test_timesteps_are_mostly_strong_noise_and_only_that_at_the_start(comfy_session):
+    from magdiff_core.train import diffusion
+
+    mixed = diffusion.draw_timesteps(20000, torch.Generator().manual_seed(1))
+    assert mixed.min() >= 0 and mixed.max() == 999
+    assert float((mixed >= 900).float().mean()) == pytest.approx(diffusion.STRONG_SHARE, abs=0.02)
+    assert diffusion.draw_timesteps(1000, torch.Generator().manual_seed(1), strong_share=1.0).min() >= 900
+
+
+def test_a_fresh_model_holds_no_dead_cross_attention(config):
+    """Two layers at zero in a row, or values too small beside the stream, keep prompts unused for thousands of steps."""
+    from magdiff_core.host import own_checkpoint
+    from magdiff_core.train import diffusion
+
+    torch.manual_seed(0)
+    weights = own_checkpoint.fresh_state_dict(config)
+    for key, value in weights.items():
+        in_unet = key.startswith(own_checkpoint.UNET_PREFIX) and key.endswith("weight")
+        if in_unet and (".attn2.to_" in key or ".proj_out" in key):
+            assert value.std() > 0.02, key
+    stage = diffusion.Stage(config)
+    context = torch.randn(2, 24, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for name, value in stage.parameters().items():
+            if name.endswith("out.2.weight"):
+                value.normal_(std=0.05, generator=torch.Generator().manual_seed(2))
+        x = torch.randn(1, 4, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+        first, second = (stage.training.predict(x, torch.tensor([950]), context[i : i + 1]) for i in range(2))
+    assert float((first - second).std() / first.std()) > 0.05
 
 
 def test_reference_is_the_first_frame_or_the_subject_elsewhere(comfy_session):

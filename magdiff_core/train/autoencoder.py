@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import autocast
 
 from ..data import procedural
 from ..host import own_checkpoint
@@ -109,7 +110,7 @@ def run(
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
         source, subject_mask = pictures(batch, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", torch.bfloat16):
             moments = autoencoder.quant_conv(autoencoder.encoder(source))
             latent = moments[:, : config["embed_dim"]].float()
             noise = torch.randn(latent.shape, generator=generator) * latent.detach().std() * LATENT_NOISE

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 
 from ..alignment.hfa import pyramid_sizes, resize
 from ..data import procedural
 
+PROMPTS = "prompts"
+"""How training begins: no subject, and of each clip only its ends, so that nothing but the prompt tells what to paint."""
 PLAIN = "plain"
 """No subject at all: text-to-video."""
 TOKENS = "tokens"
@@ -21,7 +23,7 @@ EDIT = "edit"
 """Tokens and latents of every frame. The paper trains without such batches; they help a network this small."""
 GENERATE = "generate"
 
-KINDS = ((PLAIN, 0.08), (TOKENS, 0.12), (LATENTS, 0.05), (EDIT, 0.15), (GENERATE, 0.60))
+KINDS = ((PLAIN, 0.12), (TOKENS, 0.12), (LATENTS, 0.05), (EDIT, 0.12), (GENERATE, 0.59))
 NO_TEXT = 0.15
 UNKNOWN_WORD = 0.01
 UNKNOWN_WORD_TEXT = "something"
@@ -88,7 +90,7 @@ def reference_pictures(spec: procedural.ClipSpec, generator: torch.Generator) ->
 @torch.no_grad()
 def encode(autoencoder: torch.nn.Module, pictures: Tensor) -> Tensor:
     """Pictures `[B, n, H, W, 3]` in 0..1 -> latents `[B, n, C, h, w]` float32."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", torch.bfloat16):
         latents = autoencoder.encode(pictures.flatten(0, 1).permute(0, 3, 1, 2) * 2 - 1)
     return latents.float().unflatten(0, pictures.shape[:2])
 
@@ -118,9 +120,11 @@ def draw_batch(
     behind = procedural.background(spec)
     opacity = subject_mask[..., None]
     frames = subject * opacity + behind[:, None] * (1 - opacity)
+    if kind == PROMPTS:
+        frames = frames[:, [0, -1]]
     latents = encode(autoencoder, frames)
     prompts = draw_prompts(spec, generator)
-    if kind == PLAIN:
+    if kind in (PROMPTS, PLAIN):
         return Batch(kind, latents, prompts, None, None)
     if kind == EDIT:
         inverse = torch.rand(count, 1, 1, 1, 1, generator=generator) < INVERSE_EDIT
@@ -146,8 +150,10 @@ class BatchSource:
 
     USES = 2
 
-    def __init__(self, draw: Callable[[torch.Generator], Batch]) -> None:
+    def __init__(self, draw: Callable[[torch.Generator, int], Batch]) -> None:
+        """`draw`: makes batch number n (from 0) with the generator."""
         self.draw = draw
+        self.number = -1
         self.batch: Batch | None = None
         self.drawn_at: Tensor | None = None
         self.left = 0
@@ -155,17 +161,18 @@ class BatchSource:
     def next(self, generator: torch.Generator) -> Batch:
         if self.left == 0:
             self.drawn_at = generator.get_state()
-            self.batch = self.draw(generator)
+            self.number += 1
+            self.batch = self.draw(generator, self.number)
             self.left = self.USES
         self.left -= 1
         return self.batch
 
     def state_dict(self) -> dict:
-        return {"left": self.left, "drawn_at": self.drawn_at}
+        return {"left": self.left, "drawn_at": self.drawn_at, "number": self.number}
 
     def load_state_dict(self, state: dict) -> None:
-        self.left, self.drawn_at = state["left"], state["drawn_at"]
+        self.left, self.drawn_at, self.number = state["left"], state["drawn_at"], state["number"]
         if self.left:
             generator = torch.Generator()
             generator.set_state(self.drawn_at)
-            self.batch = self.draw(generator)
+            self.batch = self.draw(generator, self.number)

@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import autocast
 
 from ..host import own_checkpoint
 from ..host.conds import EDIT as EDIT_MODE
@@ -19,13 +20,31 @@ from ..host.conds import GENERATE as GENERATE_MODE
 from ..host.conds import SubjectLatents, SubjectTokens
 from ..host.training import TrainingModel, encode_pictures, encode_text, token_ids
 from . import autoencoder as autoencoder_stage
-from .batches import EDIT, Batch, BatchSource, draw_batch, encode_pyramid
+from .batches import EDIT, PROMPTS, Batch, BatchSource, draw_batch, encode_pyramid
 from .checkpoint import MovingAverage
 from .export import ADAPTER_PREFIX, write_files
 from .loop import Schedule, train
 from .new_adapter import adapter_config, new_adapter_weights
 
 logger = logging.getLogger("magdiff")
+
+IMAGE_VALUE_GAIN = 3.0
+"""As `own_checkpoint.CROSS_ATTENTION_GAIN`, for the values of the image tokens, whose part the subject latent shares."""
+STRONG_NOISE = 900
+STRONG_SHARE = 0.4
+"""Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
+its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
+
+PROMPT_BATCHES = 150
+"""Batches at the start that hold prompts and strong noise alone. Measured: the background follows the prompt after 100 of
+them. A model that begins with subjects and all noises learns to do without prompts and was still doing so after 1800."""
+
+
+def draw_timesteps(count: int, generator: torch.Generator, strong_share: float = STRONG_SHARE) -> torch.Tensor:
+    """`[count]` in 0..999: `strong_share` evenly above `STRONG_NOISE`, the others below it with more of the noisier ones."""
+    draw = torch.rand(count, generator=generator)
+    strong = torch.rand(count, generator=generator) < strong_share
+    return torch.where(strong, STRONG_NOISE + (1000 - STRONG_NOISE) * draw, STRONG_NOISE * draw**0.7).long()
 
 
 class Stage:
@@ -44,7 +63,8 @@ class Stage:
             config["image_encoder"]["hidden_size"], token_width // config["unet"]["num_head_channels"],
             config["latent_scale"], config["prediction"],
         )  # fmt: skip
-        adapter_weights = new_adapter_weights(unet, self.adapter_config, token_width)
+        gain = own_checkpoint.CROSS_ATTENTION_GAIN
+        adapter_weights = new_adapter_weights(unet, self.adapter_config, token_width, gain["to_k"], IMAGE_VALUE_GAIN)
         self.loaded = own_checkpoint.assemble(weights, config)
         self.training = TrainingModel(self.loaded.model, adapter_weights, self.adapter_config)
         self.modules = own_checkpoint.modules_of(self.loaded)
@@ -77,14 +97,14 @@ class Stage:
 
 
 def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    """Mean square error of v at a random timestep a clip."""
+    """Mean square error of v at a random timestep a clip (`draw_timesteps`)."""
     clean = batch.latents * stage.config["latent_scale"]
     clips = len(clean)
-    timestep = torch.randint(1000, (clips,), generator=generator)
+    timestep = draw_timesteps(clips, generator, 1.0 if batch.kind == PROMPTS else STRONG_SHARE)
     noise = torch.randn(clean.shape, generator=generator)
     signal, spread = (share[:, None, None, None, None] for share in stage.training.signal_and_noise(timestep))
     tokens = latents = None
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", torch.bfloat16):
         context = encode_text(stage.loaded, [token_ids(stage.loaded, prompt) for prompt in batch.prompts])
         if batch.pictures is not None:
             # the black picture is the same in every row: it is encoded once
@@ -108,6 +128,7 @@ def run(
     rate: float = 8e-4,
     seed: int = 0,
     resume: bool = False,
+    decay_from: float = 2 / 3,
     config: dict | None = None,
 ) -> None:
     """Trains from the autoencoder of the first stage; writes the two model files into `folder` at each save."""
@@ -119,7 +140,12 @@ def run(
         latent_size = tuple(encoder.encode(torch.zeros(1, 3, size, size)).shape[-2:])
     black = list(encode_pyramid(encoder, torch.zeros(1, 1, size, size, 3), latent_size))
 
-    source = BatchSource(lambda generator: draw_batch(encoder, batch, generator, black))
+    def draw(generator: torch.Generator, number: int) -> Batch:
+        if number < PROMPT_BATCHES:
+            return draw_batch(encoder, 2 * batch, generator, black, PROMPTS)  # of two frames, so not more work
+        return draw_batch(encoder, batch, generator, black)
+
+    source = BatchSource(draw)
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
         return loss_of_batch(stage, source.next(generator), generator)
@@ -129,6 +155,6 @@ def run(
         logger.info("wrote the model files of step %d", step)
 
     train(
-        stage.parameters(), loss_of, Schedule(rate, steps, seconds), folder, seed, resume, export,
+        stage.parameters(), loss_of, Schedule(rate, steps, seconds, decay_from=decay_from), folder, seed, resume, export,
         source.state_dict, source.load_state_dict,
     )  # fmt: skip

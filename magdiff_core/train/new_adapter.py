@@ -53,10 +53,19 @@ def adapter_shapes(unet: Mapping[str, Tensor], image_width: int, token_width: in
     return {key: torch.Size(shape) for key, shape in shapes.items()}
 
 
-def new_adapter_weights(unet: Mapping[str, Tensor], config: AdapterConfig, token_width: int) -> dict[str, Tensor]:
-    """A whole state dict from torch's global generator. The temporal residuals and the upper pyramid levels start at zero."""
+def new_adapter_weights(
+    unet: Mapping[str, Tensor], config: AdapterConfig, token_width: int, key_gain: float, value_gain: float
+) -> dict[str, Tensor]:
+    """A whole state dict from torch's global generator. The temporal residuals and the upper pyramid levels start at zero.
+
+    `key_gain`, `value_gain`: factors on the projections of the image tokens, as the base has them for the prompt.
+    """
     adapter = MagDiffAdapter(adapter_shapes(unet, config.image_encoder.width, token_width), config)
     torch.nn.init.normal_(adapter.projector.latents, std=token_width**-0.5)
+    with torch.no_grad():
+        for stream in (adapter.apa.find(site) for site in adapter.apa.sites):
+            stream.to_k_image.weight.mul_(key_gain)
+            stream.to_v_image.weight.mul_(value_gain)
     zero = [adapter.temporal.conv.find(site).layers[-1].conv for site in adapter.temporal.conv.sites]
     zero += [adapter.temporal.attn.find(site).to_out for site in adapter.temporal.attn.sites]
     zero += [level.conv_out for level in adapter.hfa.level.values()]
