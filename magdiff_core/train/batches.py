@@ -34,12 +34,14 @@ INVERSE_EDIT = 0.25
 
 @dataclass
 class Batch:
-    """`latents [B, F, C, h, w]`, a prompt a clip, `pictures [B, n, H, W, 3]` of the subject (n is 1 or F, and last a black
+    """`latents [B, F, C, h, w]`, a prompt a clip, `subject_share [B, F, 1, h, w]` (how much of each latent pixel the subject
+    covers, 0..1), `pictures [B, n, H, W, 3]` of the subject (n is 1 or F, and last a black
     one) or None, and the pyramid levels `[B, n, C, h_l, w_l]` of the same pictures or None."""
 
     kind: str
     latents: Tensor
     prompts: list[str]
+    subject_share: Tensor
     pictures: Tensor | None
     pyramid: tuple[Tensor, ...] | None
 
@@ -121,11 +123,12 @@ def draw_batch(
     opacity = subject_mask[..., None]
     frames = subject * opacity + behind[:, None] * (1 - opacity)
     if kind == PROMPTS:
-        frames = frames[:, [0, -1]]
+        frames, subject_mask = frames[:, [0, -1]], subject_mask[:, [0, -1]]
     latents = encode(autoencoder, frames)
+    share = torch.nn.functional.adaptive_avg_pool2d(subject_mask, tuple(latents.shape[-2:]))[:, :, None]
     prompts = draw_prompts(spec, generator)
     if kind in (PROMPTS, PLAIN):
-        return Batch(kind, latents, prompts, None, None)
+        return Batch(kind, latents, prompts, share, None, None)
     if kind == EDIT:
         inverse = torch.rand(count, 1, 1, 1, 1, generator=generator) < INVERSE_EDIT
         pictures = torch.where(inverse, frames * (1 - opacity), cut_out(subject, subject_mask, behind.roll(1, 0)))
@@ -139,7 +142,7 @@ def draw_batch(
                 torch.cat([level, dark.expand(count, -1, -1, -1, -1)], 1) for level, dark in zip(pyramid, black)
             )
     pictures = torch.cat([pictures, torch.zeros_like(pictures[:, :1])], 1) if kind != LATENTS else None
-    return Batch(kind, latents, prompts, pictures, pyramid)
+    return Batch(kind, latents, prompts, share, pictures, pyramid)
 
 
 class BatchSource:

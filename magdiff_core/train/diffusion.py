@@ -35,6 +35,9 @@ STRONG_SHARE = 0.4
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
 
+SUBJECT_WEIGHT = 4.0
+"""Added weight of the loss where the subject is: it covers a twelfth of the picture and carries identity and motion."""
+
 PROMPT_BATCHES = 150
 """Batches at the start that hold prompts and strong noise alone. Measured: the background follows the prompt after 100 of
 them. A model that begins with subjects and all noises learns to do without prompts and was still doing so after 1800."""
@@ -97,7 +100,7 @@ class Stage:
 
 
 def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    """Mean square error of v at a random timestep a clip (`draw_timesteps`)."""
+    """Mean square error of v at a random timestep a clip (`draw_timesteps`), weighed by `SUBJECT_WEIGHT`; mean weight 1."""
     clean = batch.latents * stage.config["latent_scale"]
     clips = len(clean)
     timestep = draw_timesteps(clips, generator, 1.0 if batch.kind == PROMPTS else STRONG_SHARE)
@@ -116,7 +119,9 @@ def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> tor
             mode = EDIT_MODE if batch.kind == EDIT else GENERATE_MODE
             latents = SubjectLatents(batch.pyramid, clean.shape[1], mode)
         result = stage.training.predict(signal * clean + spread * noise, timestep, context, tokens, latents)
-    return (result.float() - (signal * noise - spread * clean)).square().mean()
+    weight = 1 + SUBJECT_WEIGHT * batch.subject_share
+    error = (result.float() - (signal * noise - spread * clean)).square()
+    return (error * weight).mean() / weight.mean()
 
 
 def run(
