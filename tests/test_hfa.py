@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import Conv2d
 
 from magdiff_core.alignment.hfa import SubjectBranch, fit, pyramid_sizes, resize
 
@@ -121,8 +122,8 @@ def test_zero_initialised_levels_add_nothing():
 def test_a_separate_convolution_equals_a_wider_one_on_the_concatenation():
     """conv_in(z_n) + conv_z(z_s) == conv over [z_n, z_s] with the weights side by side."""
     branch, z_n = randomised(6, 6), torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    conv_in = nn.Conv2d(4, 16, 3, padding=1).double()
-    wide = nn.Conv2d(8, 16, 3, padding=1).double()
+    conv_in = Conv2d(4, 16, 3, padding=1).double()
+    wide = Conv2d(8, 16, 3, padding=1).double()
     with torch.no_grad():
         wide.weight.copy_(torch.cat((conv_in.weight, branch.conv_z.weight), 1))
         wide.bias.copy_(conv_in.bias)

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from torch.nn import Linear
 
 CLOSE = 1e-4
 """Largest difference, over the largest value, between two ways to compute the same thing."""
@@ -326,8 +327,8 @@ def test_a_trunk_of_another_base_is_refused(rig, base):
     from magdiff_core.host.control_object import check_base
 
     control = rig.control().control_model
-    control.trunk.input_blocks[1][0].emb_layers[1] = torch.nn.Linear(64, 32)
+    control.trunk.input_blocks[1][0].emb_layers[1] = Linear(64, 32)
     with pytest.raises(ValueError, match=r"1 layers of its trunk differ from this MODEL, such as input_blocks\.1\.0\.emb_layers"):
         check_base(base.model.diffusion_model, control)
     with pytest.raises(ValueError, match="fits UNets, this MODEL is a Linear"):
-        check_base(torch.nn.Linear(2, 2), control)
+        check_base(Linear(2, 2), control)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import GroupNorm
 
 from magdiff_core.temporal.clip_norm import clip_group_norm
 from magdiff_core.temporal.position import frame_positions
@@ -41,7 +42,7 @@ def x() -> torch.Tensor:
 
 
 def test_clip_norm_is_group_norm_of_the_video(x):
-    norm = randomise(nn.GroupNorm(32, 64, eps=1e-5))
+    norm = randomise(GroupNorm(32, 64, eps=1e-5))
     ours = clip_group_norm(norm, x, 3)
     expected = frames_of(nn.functional.group_norm(video(x, 3), 32, norm.weight, norm.bias, 1e-5))
     assert torch.allclose(ours, expected, atol=1e-12)
@@ -49,14 +50,14 @@ def test_clip_norm_is_group_norm_of_the_video(x):
 
 
 def test_clip_norm_keeps_clips_apart(x):
-    norm = randomise(nn.GroupNorm(32, 64))
+    norm = randomise(GroupNorm(32, 64))
     other = x.clone()
     other[3:] *= 100
     assert torch.equal(clip_group_norm(norm, x, 3)[:3], clip_group_norm(norm, other, 3)[:3])
 
 
 def test_clip_norm_of_one_frame_is_the_layer_itself(x):
-    norm = randomise(nn.GroupNorm(32, 64))
+    norm = randomise(GroupNorm(32, 64))
     assert torch.equal(clip_group_norm(norm, x, 1), norm(x))
 
 
