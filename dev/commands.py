@@ -66,6 +66,8 @@ def main(arguments: Sequence[str]) -> int:
     own, rest = split_arguments(arguments)
     options = _parser().parse_args(own)
     options.arguments = rest
+    # Started in the background, a program finds Ctrl-C ignored and hands that on; ours end their children with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)

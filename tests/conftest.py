@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Both the clone and ComfyUI have a top-level `nodes`; ComfyUI's must be found first, however pytest was started.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT] + [str(ROOT)]
+# A run in the background starts with Ctrl-C ignored, which the programs that tests start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
