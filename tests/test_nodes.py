@@ -236,9 +236,9 @@ class TestHFAPyramidEncode:
             pixels = torch.nn.functional.interpolate(
                 subject.movedim(-1, 1), size=(8 * height, 8 * width), mode="bilinear", antialias=True
             ).movedim(1, -1)
-            # The mode of the autoencoder's distribution, unscaled; then the black frame.
-            assert torch.allclose(level[0, :1], vae.encode(pixels), atol=1e-4)
-            assert torch.allclose(level[0, 1:], vae.encode(torch.zeros_like(pixels)), atol=1e-4)
+            # The mode of the autoencoder's distribution, unscaled; then the black frame. In one batch: the norms of the
+            # autoencoder blow up the rounding of a picture without any variance, which depends on the batch.
+            assert torch.allclose(level[0], vae.encode(torch.cat((pixels, torch.zeros_like(pixels)))), atol=1e-4)
 
     def test_editing(self, rig, call, vae):
         subject = picture(3, 64, 48, 3)
