@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from magdiff_core.metrics.region import HIGHEST_PSNR, region_psnr
-from magdiff_core.segment.paste import paste_kept_region
+from magdiff_core.motion.resolution import BUDGETS, working_size
+from magdiff_core.segment.paste import paste_kept_region, same_but_for_rounding
 
 FRAMES, HEIGHT, WIDTH = 4, 40, 56
 
@@ -138,10 +139,53 @@ def test_masks_and_edits_of_another_size_are_resized_and_that_is_said(clip, capl
     edited, source, keep = clip
     small = torch.nn.functional.interpolate(edited.movedim(-1, 1), (38, 54)).movedim(1, -1)
     with caplog.at_level(logging.INFO, "magdiff"):
-        frames, _, _ = paste_kept_region(small, source, torch.ones(1, 20, 28), None, 0)
+        frames, _, text = paste_kept_region(small, source, torch.ones(1, 20, 28), None, 0)
     assert torch.equal(frames, source)
     assert "edited_frames are 54x38, resized to the source's 56x40" in caplog.text
+    assert "edited_frames are 54x38, resized to the source's 56x40" in text
     assert "keep_mask is 28x20, resized to 56x40" in caplog.text
+
+
+SOURCES = [(640, 480), (1920, 1080), (1080, 1920), (854, 480), (672, 384), (1000, 300), (360, 640), (500, 500)]
+
+
+@pytest.mark.parametrize("size", SOURCES)
+def test_sizes_that_the_released_resolution_rule_makes_are_taken(size):
+    for pixels in BUDGETS.values():
+        assert same_but_for_rounding(working_size(*size, pixels), size)
+
+
+def test_640x480_edited_at_1152x896_is_pasted_back():
+    """The released rule changes this shape by 3.7 %."""
+    source = torch.rand(1, 480, 640, 3)
+    keep = torch.zeros(1, 480, 640)
+    keep[:, :240] = 1
+    frames, _, text = paste_kept_region(torch.rand(1, 896, 1152, 3), source, keep, None, 0)
+    assert torch.equal(frames[:, :240], source[:, :240]) and frames.shape == source.shape
+    assert "edited_frames are 1152x896, resized to the source's 640x480" in text
+
+
+@pytest.mark.parametrize(
+    ("edited", "source", "same"),
+    [
+        ((1024, 1024), (640, 480), False),  # crops to a square
+        ((512, 512), (640, 480), False),
+        ((1344, 768), (1024, 768), False),
+        ((512, 512), (512, 544), True),  # 528 x 560 at most: 31 pixels a side
+        ((512, 512), (512, 581), False),
+        ((600, 400), (603, 397), True),  # multiples of 8: 4 pixels a side
+        ((600, 400), (612, 392), False),
+        ((601, 399), (602, 398), False),  # odd: whole pixels only
+        ((601, 399), (1202, 799), True),
+    ],
+)
+def test_how_much_rounding_explains(edited, source, same):
+    """Against a search over all factors, and by hand."""
+    multiple = next(step for step in (64, 32, 16, 8, 4, 2, 1) if not any(side % step for side in edited))
+    factors = np.linspace(0.05, 4, 400_000)
+    fits = [np.abs(factors * given - made) <= multiple / 2 for given, made in zip(source, edited, strict=True)]
+    assert bool((fits[0] & fits[1]).any()) == same
+    assert same_but_for_rounding(edited, source) == same
 
 
 @pytest.mark.parametrize(

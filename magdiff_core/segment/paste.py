@@ -9,30 +9,40 @@ import torch
 import torch.nn.functional as F
 
 from ..metrics.region import region_psnr
+from ..motion.resolution import MULTIPLE
 from .images import clean_images, fit_mask
 from .refine import seam
 
 log = logging.getLogger("magdiff")
 
-ASPECT_TOLERANCE = 0.03
-"""Models round each side to a multiple of 8 to 64; a larger change of shape is a crop or another clip."""
+
+def same_but_for_rounding(edited: tuple[int, int], source: tuple[int, int]) -> bool:
+    """Whether an edit of (width, height) `edited` can show the whole of frames of `source`.
+
+    Models scale both sides by one factor and round each to a multiple, of 64 pixels for ReVideo, of 8 to 32 for others. The edit's
+    own sides tell which multiple it can have been. So for one factor k both |k w - edited width| and |k h - edited height| are at
+    most half of that multiple; k taken out, this is the inequality below. What fails it is a crop, or another clip.
+    """
+    (width, height), (source_width, source_height) = edited, source
+    multiple = math.gcd(width, height, MULTIPLE)
+    return 2 * abs(width * source_height - height * source_width) <= multiple * (source_width + source_height)
 
 
-def _match_source(edited: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Edited frames in the size of the source."""
+def _match_source(edited: torch.Tensor, source: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """Edited frames in the size of the source, and a sentence for the user where that is another one."""
     height, width = source.shape[1:3]
     if edited.shape[1:3] == (height, width):
-        return edited
+        return edited, ""
     was = f"{edited.shape[2]}x{edited.shape[1]}"
-    change = edited.shape[2] / edited.shape[1] * height / width
-    if abs(math.log(change)) > math.log(1 + ASPECT_TOLERANCE):
+    if not same_but_for_rounding((edited.shape[2], edited.shape[1]), (width, height)):
         raise ValueError(
             f"edited_frames are {was}, source_frames {width}x{height}, another shape: give the source frames as they "
             "went into the edit (crop or resize them the same way)."
         )
-    log.info("edited_frames are %s, resized to the source's %dx%d.", was, width, height)
+    note = f"edited_frames are {was}, resized to the source's {width}x{height}."
+    log.info(note)
     moved = F.interpolate(edited.movedim(-1, 1), (height, width), mode="bicubic", antialias=True, align_corners=False)
-    return moved.movedim(1, -1).clamp(0, 1)
+    return moved.movedim(1, -1).clamp(0, 1), note
 
 
 def _choose_mask(
@@ -78,7 +88,7 @@ def paste_kept_region(
             f"edited_frames has {frames} frames, source_frames {source.shape[0]}: give the source frames of this edit, "
             "or one picture."
         )
-    edited = _match_source(edited, source)
+    edited, note = _match_source(edited, source)
     source = source.expand(frames, -1, -1, -1)
     keep = _choose_mask(keep_mask, edit_mask, frames, *source.shape[1:3])
     if float(keep.sum()) < 1:
@@ -91,7 +101,8 @@ def paste_kept_region(
         # Not left to rounding: where the weight is 1 the source's own numbers stand.
         mixed = edited[index] + (source[index] - edited[index]) * share
         pasted[index] = torch.where(share >= 1, source[index], mixed)
-    return pasted, psnr, _report(psnr, by_frame, float(keep.mean()), feather)
+    report = _report(psnr, by_frame, float(keep.mean()), feather)
+    return pasted, psnr, f"{report} {note}".rstrip()
 
 
 def _report(psnr: float, by_frame: list[float], share: float, feather: int) -> str:
