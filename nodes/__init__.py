@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..magdiff_core.host.folders import register_folders
-from . import conditioning, keep_region, loaders, motion, revideo, sampling, subject
+from . import conditioning, keep_region, loaders, motion, revideo, sampling, subject, wan
 
-NODES = [node for module in (loaders, subject, conditioning, motion, revideo, sampling, keep_region) for node in module.NODES]
+NODES = [node for module in (loaders, subject, conditioning, wan, motion, revideo, sampling, keep_region) for node in module.NODES]
 
 
 class MagDiffExtension(ComfyExtension):
