@@ -5,97 +5,62 @@ File keys (all parts optional; `<ResBlock>` and `<transformer block>` are LDM na
 
     temporal.conv.<ResBlock>.layers.{0-3}.{norm,conv}.{weight,bias}          conv weight [C, C, 3, 1]
     temporal.attn.<transformer block>.{norm.weight,norm.bias,to_qkv.weight,to_out.weight,to_out.bias}
+    temporal.<kind>.<layer>.*                                                follows a whole layer of the base: temporal/kinds.py
+    temporal.fps_embedding.{0,2}.{weight,bias}                               frame rate in the time embedding
     apa.<transformer block>.{to_k_image.weight,to_v_image.weight,alpha_text,alpha_image}
     hfa.level.{1,2}.{conv_in,conv_out}.{weight,bias}, hfa.conv_z.weight      conv_z [C0, 4, 3, 3]
-    projector.*                                                              the Resampler, names of the released code
+    projector.*                                                              alignment/projectors.py
 
 `base.<LDM key>` entries (differences to weights of the base) are not part of the module: the host applies them as patches.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 
 from .alignment.apa import ImageStream
 from .alignment.hfa import SubjectBranch
-from .alignment.resampler import Resampler
+from .alignment.projectors import build_projector
+from .config import FORMAT, FORMAT_VERSION, AdapterConfig, ImageEncoderConfig, ScheduleConfig
+from .temporal.fps_embedding import FpsEmbedding
+from .temporal.kinds import AFTER_LAYER
 from .temporal.temp_attn import TempAttn
 from .temporal.temp_conv import TempConv
 
-FORMAT = "magdiff_adapter"
-FORMAT_VERSION = "1"
+__all__ = [
+    "BASE_PREFIX",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "PARTS",
+    "AdapterConfig",
+    "ImageEncoderConfig",
+    "MagDiffAdapter",
+    "ScheduleConfig",
+    "SiteTree",
+    "Temporal",
+    "adapter_from_state_dict",
+]
+
 BASE_PREFIX = "base."
 PARTS = ("temporal.", "apa.", "hfa.", "projector.")
 
 
-@dataclass(frozen=True)
-class ImageEncoderConfig:
-    """How the picture must be encoded: `width` of the tokens, hidden `layer` ("last" or "penultimate"), whether the picture is
-    centre-cropped to a square, and the order of its colour `channels` ("rgb" or "bgr", as the weights were trained)."""
-
-    width: int = 1280
-    layer: str = "last"
-    crop: bool = True
-    channels: str = "bgr"
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """Facts about an adapter that its tensors do not tell. Stored as JSON under `config` in the file's metadata.
-
-    `base`: family of the base in words. `prediction`: "eps" or "v". `latent_scale`: factor of the base's VAE latents.
-    `frames`: clip length of the training. `projector_heads`: attention heads of the Resampler. `clip_norm`: GroupNorm of
-    ResBlocks and of the last norm runs over the clip. `licence`, `trained_from`: words for people.
-    `base_hashes`: LDM key -> hash of the base tensor that `base.<key>` is a difference to.
-    """
-
-    base: str = "SD2.1"
-    prediction: str = "eps"
-    latent_scale: float = 0.18215
-    frames: int = 8
-    projector_heads: int = 12
-    clip_norm: bool = True
-    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
-    licence: str = ""
-    trained_from: str = ""
-    base_hashes: Mapping[str, str] = field(default_factory=dict)
-
-    def to_metadata(self) -> dict[str, str]:
-        """The metadata of a safetensors file: `format`, `format_version` and `config`."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, "config": json.dumps(asdict(self), sort_keys=True)}
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str] | None) -> AdapterConfig:
-        """Read `to_metadata` back. Raises ValueError when the format or its version is not ours, or `config` is not readable."""
-        metadata = metadata or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"not a MagDiff adapter: metadata format is {metadata.get('format')!r}, expected {FORMAT!r}")
-        if metadata.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"MagDiff adapter of format version {metadata.get('format_version')!r}: this pack reads "
-                f"version {FORMAT_VERSION}, update the pack"
-            )
-        try:
-            stored = dict(json.loads(metadata["config"]))
-            encoder = ImageEncoderConfig(**_known(ImageEncoderConfig, stored.pop("image_encoder", {})))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"damaged MagDiff adapter: the config in its metadata cannot be read ({error!r})") from error
-        return cls(image_encoder=encoder, **_known(cls, stored))
-
-
-def _known(kind: type, stored: Mapping) -> dict:
-    """What `kind` has a field for: a newer pack may have written more."""
-    names = {f.name for f in fields(kind)}
-    return {name: value for name, value in dict(stored).items() if name in names}
-
-
 def _sites(keys: Iterable[str], prefix: str, suffix: str) -> list[str]:
     return [key[len(prefix) : -len(suffix)] for key in keys if key.startswith(prefix) and key.endswith(suffix)]
+
+
+class _Under(dict):
+    """The shapes under a prefix, without it; what is missing is named in full."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size], prefix: str):
+        super().__init__((key[len(prefix) :], shape) for key, shape in shapes.items() if key.startswith(prefix))
+        self.prefix = getattr(shapes, "prefix", "") + prefix
+
+    def __missing__(self, key: str):
+        raise KeyError(self.prefix + key)
 
 
 class SiteTree(nn.Module):
@@ -119,12 +84,31 @@ class SiteTree(nn.Module):
 
 
 class Temporal(nn.Module):
-    """Temp-Convs by ResBlock and Temp-Attns by transformer block."""
+    """Everything that works along time.
 
-    def __init__(self, conv: SiteTree, attn: SiteTree):
+    `conv`: Temp-Convs by ResBlock. `attn`: Temp-Attns by transformer block. One `SiteTree` for each other kind
+    (`temporal.kinds.AFTER_LAYER`), under its name: layers by the layer of the base that they follow. `fps_embedding`, or None.
+    """
+
+    def __init__(
+        self, conv: SiteTree, attn: SiteTree, after: Mapping[str, SiteTree] | None = None, fps_embedding: FpsEmbedding | None = None
+    ):
         super().__init__()
         self.conv = conv
         self.attn = attn
+        self.kinds = tuple(after or ())
+        for kind, layers in (after or {}).items():
+            self.add_module(kind, layers)
+        self.fps_embedding = fps_embedding
+
+    def layers_after(self, site: str) -> list[nn.Module]:
+        """The layers that run after the whole layer `site` of the base, in the order of their kinds."""
+        found = (self.get_submodule(kind).find(site) for kind in self.kinds)
+        return [layer for layer in found if layer is not None]
+
+    def after_sites(self) -> list[tuple[str, str]]:
+        """Every (kind, site) of `layers_after`."""
+        return [(kind, site) for kind in self.kinds for site in self.get_submodule(kind).sites]
 
 
 class MagDiffAdapter(nn.Module):
@@ -143,14 +127,29 @@ class MagDiffAdapter(nn.Module):
         self.config = config
         options = {"operations": operations, "dtype": dtype, "device": device}
         conv = {
-            site: TempConv(shapes[f"temporal.conv.{site}.layers.0.norm.weight"][0], **options)
+            site: TempConv(
+                shapes[f"temporal.conv.{site}.layers.0.norm.weight"][0], on_one_frame=config.temporal_on_one_frame, **options
+            )
             for site in _sites(shapes, "temporal.conv.", ".layers.0.norm.weight")
         }
         attn = {
             site: TempAttn(shapes[f"temporal.attn.{site}.norm.weight"][0], **options)
             for site in _sites(shapes, "temporal.attn.", ".norm.weight")
         }
-        self.temporal = Temporal(SiteTree(conv), SiteTree(attn)) if conv or attn else None
+        after = {}
+        for name, kind in AFTER_LAYER.items():
+            of_kind = _Under(shapes, f"temporal.{name}.")
+            sites = _sites(of_kind, "", f".{kind.marker}")
+            if sites:
+                layers = (kind.build(_Under(of_kind, f"{site}."), config.heads_of, **options) for site in sites)
+                after[name] = SiteTree(dict(zip(sites, layers, strict=True)))
+        fps_embedding = None
+        if "temporal.fps_embedding.0.weight" in shapes:
+            width, model_channels = shapes["temporal.fps_embedding.0.weight"]
+            fps_embedding = FpsEmbedding(model_channels, width, **options)
+        self.temporal = None
+        if conv or attn or after or fps_embedding is not None:
+            self.temporal = Temporal(SiteTree(conv), SiteTree(attn), after, fps_embedding)
 
         streams = {}
         for site in _sites(shapes, "apa.", ".to_k_image.weight"):
@@ -165,26 +164,7 @@ class MagDiffAdapter(nn.Module):
             hidden = [shapes[f"hfa.level.{key}.conv_in.weight"][0] for key in levels]
             self.hfa = SubjectBranch(latent_channels, model_channels, hidden, **options)
 
-        self.projector = None
-        if "projector.latents" in shapes:
-            _, queries, width = shapes["projector.latents"]
-            inner = shapes["projector.layers.0.0.to_q.weight"][0]
-            if inner % config.projector_heads:
-                raise ValueError(
-                    f"the config of this adapter names {config.projector_heads} projector heads, "
-                    f"which do not divide the projector's {inner} channels"
-                )
-            self.projector = Resampler(
-                image_width=shapes["projector.proj_in.weight"][1],
-                width=width,
-                token_width=shapes["projector.proj_out.weight"][0],
-                queries=queries,
-                depth=len(_sites(shapes, "projector.layers.", ".0.to_q.weight")),
-                heads=config.projector_heads,
-                inner=inner,
-                feed_forward=shapes["projector.layers.0.1.1.weight"][0],
-                **options,
-            )
+        self.projector = build_projector(_Under(shapes, "projector."), config.projector_heads, **options)
 
 
 def adapter_from_state_dict(

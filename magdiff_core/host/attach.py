@@ -12,6 +12,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 
+from ..adapter import Temporal
 from . import blocks
 from .adapter_file import LoadedAdapter
 from .call import PartStrengths
@@ -27,7 +28,8 @@ _LIST_PATCHES = {
     "middle_patch": (blocks.keep_stream,),
     "attn2_patch": (blocks.one_prompt_row,),
     "attn2_output_patch": (blocks.add_temp_attn,),
-    "input_block_patch": (blocks.add_subject_term,),
+    "input_block_patch": (blocks.add_subject_term, blocks.run_after_first_convolution),
+    "emb_patch": (blocks.add_fps,),
 }
 
 
@@ -86,6 +88,15 @@ def _replace_attention(model: ModelPatcher, site: str) -> None:
     model.set_model_attn2_replace(blocks.WeighedCrossAttention(site, previous), *key, block_index)
 
 
+def _temporal_patches(temporal: Temporal) -> list[str]:
+    names = ["forward_timestep_embed_patch"]
+    if temporal.attn.sites:
+        names += ["middle_patch", "attn2_output_patch"]
+    if temporal.fps_embedding is not None:
+        names.append("emb_patch")
+    return names
+
+
 def apply_adapter(model: ModelPatcher, loaded: LoadedAdapter, strengths: PartStrengths) -> ModelPatcher:
     """A clone of `model` with the adapter at these strengths; an adapter that was there before is replaced.
 
@@ -114,7 +125,7 @@ def apply_adapter(model: ModelPatcher, loaded: LoadedAdapter, strengths: PartStr
         return model
     if has_temporal:
         check_other_handlers(model.model_options["transformer_options"])
-        for name in ("forward_timestep_embed_patch", "middle_patch", "attn2_output_patch"):
+        for name in _temporal_patches(adapter.temporal):
             for patch in _LIST_PATCHES[name]:
                 model.set_model_patch(patch, name)
     if has_image:
@@ -123,6 +134,8 @@ def apply_adapter(model: ModelPatcher, loaded: LoadedAdapter, strengths: PartStr
             _replace_attention(model, site)
     if has_subject:
         model.set_model_input_block_patch(blocks.add_subject_term)
+    if has_temporal and adapter.temporal.layers_after(blocks.FIRST_CONVOLUTION):
+        model.set_model_input_block_patch(blocks.run_after_first_convolution)
     for wrapper_type, wrapper in WRAPPERS.items():
         model.add_wrapper_with_key(wrapper_type, PATCH_KEY, wrapper)
     return model

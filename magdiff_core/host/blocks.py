@@ -11,6 +11,9 @@ from ..temporal.clip_norm import clip_group_norm
 from .call import Call
 from .names import CALL
 
+FIRST_CONVOLUTION = "input_blocks.0.0"
+"""Site of layers that follow the first convolution; all others follow a ResBlock or a SpatialTransformer."""
+
 
 def block_name(block: tuple[str, int]) -> str:
     """ComfyUI's ("input", 4) -> the LDM name `input_blocks.4`."""
@@ -23,14 +26,17 @@ def _site(call: Call, layer: torch.nn.Module, block: tuple[str, int]) -> str:
     return next(f"{name}.{i}" for i, child in enumerate(call.unet.get_submodule(name)) if child is layer)
 
 
-def _finish_layer(call: Call, layer: torch.nn.Module, x: Tensor) -> Tensor:
+def _finish_layer(call: Call, layer: torch.nn.Module, site: str, x: Tensor) -> Tensor:
+    """Run what follows the whole layer `site`, and keep the output of the last layer of all."""
+    for following in call.temporal.layers_after(site):
+        x = following(x, call.frames, call.positions, call.strengths.temporal)
     if layer is call.unet.output_blocks[-1][-1]:
         call.last_output = x
     return x
 
 
 def run_res_block(layer, x, emb, context, transformer_options, *_) -> Tensor:
-    """Handler of ResBlock: its own layers with norms over the clip, then Temp-Conv."""
+    """Handler of ResBlock: its own layers, with norms over the clip or the frame as trained, then Temp-Conv."""
     call: Call = transformer_options[CALL]
     if call.clip_norm:
         norm, activation, conv = layer.in_layers
@@ -40,10 +46,11 @@ def run_res_block(layer, x, emb, context, transformer_options, *_) -> Tensor:
         x = layer.skip_connection(x) + conv(activation(clip_group_norm(norm, h, call.frames)))
     else:
         x = layer(x, emb)
-    temp_conv = call.temporal.conv.find(_site(call, layer, transformer_options["block"]))
+    site = _site(call, layer, transformer_options["block"])
+    temp_conv = call.temporal.conv.find(site)
     if temp_conv is not None:
         x = temp_conv(x, call.frames, call.strengths.temporal)
-    return _finish_layer(call, layer, x)
+    return _finish_layer(call, layer, site, x)
 
 
 def run_spatial_transformer(layer, x, emb, context, transformer_options, *_) -> Tensor:
@@ -52,7 +59,7 @@ def run_spatial_transformer(layer, x, emb, context, transformer_options, *_) -> 
     call.transformer = _site(call, layer, transformer_options["block"])
     x = layer(x, context, transformer_options)
     transformer_options["transformer_index"] += 1
-    return _finish_layer(call, layer, x)
+    return _finish_layer(call, layer, call.transformer, x)
 
 
 def _transformer_block(extra_options: dict) -> str:
@@ -137,3 +144,19 @@ def add_subject_term(h: Tensor, transformer_options: dict) -> Tensor:
         return h
     term = call.subject_term(h) * call.strengths.pyramid
     return (h.unflatten(0, (call.clips, call.frames)) + term).flatten(0, 1)
+
+
+def run_after_first_convolution(h: Tensor, transformer_options: dict) -> Tensor:
+    """input_block_patch, after `add_subject_term`: layers along time that follow the first convolution."""
+    if transformer_options["block"] != ("input", 0):
+        return h
+    call: Call = transformer_options[CALL]
+    for layer in call.temporal.layers_after(FIRST_CONVOLUTION):
+        h = layer(h, call.frames, call.positions, call.strengths.temporal)
+    return h
+
+
+def add_fps(emb: Tensor, model_channels: int, transformer_options: dict) -> Tensor:
+    """emb_patch: the frame rate, as a term of the time embedding."""
+    call: Call = transformer_options[CALL]
+    return torch.add(emb, call.fps_term(emb), alpha=call.strengths.temporal)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..adapter import MagDiffAdapter
 from ..alignment.apa import AlphaSettings
+from ..config import ALL_FRAMES, TOKENS_OF_PICTURE
 from ..temporal.position import frame_positions
 from .conds import LatentsOfArea, SubjectTokens
 from .run_cache import NoCache, RunCache
@@ -33,8 +34,9 @@ class PartStrengths:
 class Call:
     """One call: `clips` rows of `frames` frames each; frames of a clip are neighbours in the batch.
 
-    `window`: numbers of these frames in the whole clip of `total_frames`. `slider_text`, `slider_image`: factors of the user,
-    floats, or scalars on the device when they depend on the step.
+    `window`: numbers of these frames in the whole clip of `total_frames`. `negative`: for each clip whether it reads the
+    negative's entry of `tokens`; empty where there is none. `slider_text`, `slider_image`: factors of the user, floats, or
+    scalars on the device when they depend on the step. `fps`: frame rate of the user, None = as trained.
     """
 
     adapter: MagDiffAdapter
@@ -49,8 +51,10 @@ class Call:
     slider_text: float | Tensor = 1.0
     slider_image: float | Tensor = 1.0
     tokens: SubjectTokens | None = None
+    negative: tuple[bool, ...] = ()
     latents: LatentsOfArea | None = None
     scale_latent: callable = None
+    fps: float | None = None
     one_prompt_per_clip: bool = False
     owned_attention: frozenset[str] = frozenset()
 
@@ -88,8 +92,8 @@ class Call:
         return self.cache.get(("tokens", self.tokens.key, like.device, like.dtype), compute)
 
     def image_key_value(self, site: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all image tokens of this window `[clips, F * L, C]`, the same tokens for every frame of a clip."""
-        index = self._index(self.tokens.frame_entries(self.total_frames, self.window), like)
+        """Keys and values of the image tokens of this window: `[clips, L, C]` where all frames of a clip read the same ones,
+        `[clips * F, L, C]` where each frame has its own."""
 
         def project() -> tuple[Tensor, ...]:
             tokens = self.image_tokens(like)
@@ -99,22 +103,59 @@ class Call:
         # Each entry is projected once a run. Only the layout by frame is made at each call: black frames share an entry, and
         # keeping a layout for every window of a long clip would fill the memory.
         projected = self.cache.get(("image key value", site, self.tokens.key, like.device, like.dtype), project)
+        if self.adapter.config.image_tokens == TOKENS_OF_PICTURE:
+            return tuple(self._by_picture(states) for states in projected)
+        index = self._index(self.tokens.frame_entries(self.total_frames, self.window), like)
         key, value = (states.index_select(1, index).flatten(1, 2).expand(self.clips, -1, -1) for states in projected)
         return key, value
+
+    def _by_picture(self, states: Tensor) -> Tensor:
+        """`[rows, entries, L, C]` -> what each frame reads of its own picture, laid out as `image_key_value` gives it."""
+        entries = self.tokens.picture_entries(self.total_frames, self.window)
+        share = self.adapter.config.tokens_per_frame
+        sliced = share > 0 and states.shape[2] == self.frames * share
+
+        def of(entries: list[int]) -> Tensor:
+            """`[rows, F, L, C]`, or `[rows, 1, L, C]` for all frames."""
+            picked = states.index_select(1, self._index(entries, states))
+            if not sliced:
+                return picked
+            shares = picked.unflatten(2, (self.frames, share))
+            if len(entries) == 1:
+                return shares[:, 0]
+            return torch.stack([shares[:, j, j] for j in range(self.frames)], dim=1)
+
+        positive = of(entries)
+        if not any(self.negative):
+            return positive.expand(self.clips, -1, -1, -1).flatten(0, 1)
+        negative = of([self.tokens.subject_entries] * len(entries))
+        return torch.cat([negative if is_negative else positive for is_negative in self.negative]).flatten(0, 1)
+
+    def fps_term(self, like: Tensor) -> Tensor:
+        """What the frame rate adds to the time embedding, `[1, width]`."""
+        rate = self.adapter.config.fps if self.fps is None else self.fps
+        return self.cache.get(("fps", rate, like.device, like.dtype), lambda: self.temporal.fps_embedding.of(rate, like))
 
     def subject_term(self, like: Tensor) -> Tensor:
         """`conv_z(z_s)` of this window `[clips or 1, F, C0, h, w]`."""
         latents, area = self.latents.latents, self.latents.area
+        everywhere = self.adapter.config.subject_frames == ALL_FRAMES
 
         def compute() -> Tensor:
             levels = [self.scale_latent(level.flatten(0, 1).to(like)) for level in latents.levels]
-            return self.adapter.hfa(levels).unflatten(0, latents.levels[0].shape[:2])
+            term = self.adapter.hfa(levels).unflatten(0, latents.levels[0].shape[:2])
+            # A last entry of zeros stands for frames without any picture.
+            return torch.cat((term, torch.zeros_like(term[:, :1])), dim=1) if everywhere and latents.pictures > 1 else term
 
         term = self.cache.get(("subject term", latents.key, like.device, like.dtype), compute)
         if area is not None:
             height, width, top, left = area
             term = term[..., top : top + height, left : left + width]
-        return term.index_select(1, self._index(latents.frame_entries(self.window), like))
+        if everywhere:
+            entries = [latents.entries if entry is None else entry for entry in latents.picture_entries(self.window)]
+        else:
+            entries = latents.frame_entries(self.window)
+        return term.index_select(1, self._index(entries, like))
 
     def _index(self, entries: list[int], like: Tensor) -> Tensor:
         key = ("index", tuple(entries), like.device)

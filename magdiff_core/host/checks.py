@@ -10,6 +10,8 @@ from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
 from torch import Tensor
 
 from ..adapter import AdapterConfig, MagDiffAdapter
+from ..config import ALL_FRAMES, TOKENS_OF_PICTURE
+from ..temporal.kinds import AFTER_LAYER
 from .call import PartStrengths
 from .conds import EDIT, SubjectLatents, SubjectTokens, attached
 from .names import PATCH_KEY, SETTINGS
@@ -24,7 +26,7 @@ def prediction_of(model: ModelPatcher) -> str:
     return next((name for kind, name in _PREDICTIONS if isinstance(sampling, kind)), type(sampling).__name__)
 
 
-def _module(unet: UNetModel, site: str, kind: type) -> torch.nn.Module:
+def _module(unet: UNetModel, site: str, kind: type | tuple[type, ...]) -> torch.nn.Module:
     try:
         module = unet.get_submodule(site)
     except AttributeError:
@@ -73,6 +75,12 @@ def check_base(model: ModelPatcher, adapter: MagDiffAdapter) -> None:
         for site in adapter.temporal.attn.sites:
             width = adapter.temporal.attn.find(site).to_out.in_features
             _same_width(site, "Temp-Attn", width, _block_width(unet, site))
+        for kind, site in adapter.temporal.after_sites():
+            layer = adapter.temporal.get_submodule(kind).find(site)
+            _same_width(site, AFTER_LAYER[kind].words, layer.channels, _layer_width(unet, site))
+        if adapter.temporal.fps_embedding is not None:
+            width = adapter.temporal.fps_embedding[2].out_features
+            _same_width("time_embed", "the frame rate", width, unet.time_embed[2].out_features)
     if adapter.apa is not None:
         for site in adapter.apa.sites:
             _same_width(site, "the image stream", adapter.apa.find(site).to_k_image.out_features, _block_width(unet, site))
@@ -80,6 +88,11 @@ def check_base(model: ModelPatcher, adapter: MagDiffAdapter) -> None:
         conv_z = adapter.hfa.conv_z
         _same_width("input_blocks.0.0", "the subject branch", conv_z.out_channels, unet.model_channels)
         _same_width("the latent", "the subject branch", conv_z.in_channels, base_model.latent_format.latent_channels)
+
+
+def _layer_width(unet: UNetModel, site: str) -> int:
+    layer = _module(unet, site, (ResBlock, SpatialTransformer, torch.nn.Conv2d))
+    return layer.in_channels if isinstance(layer, SpatialTransformer) else layer.out_channels
 
 
 def _block_width(unet: UNetModel, site: str) -> int:
@@ -133,7 +146,8 @@ def check_tokens(tokens: SubjectTokens, adapter: MagDiffAdapter, frames: int) ->
         )
     check_token_width(tokens.layers[layer].shape[-1], adapter.config)
     check_finite("clip_vision_output", tokens.layers[layer])
-    tokens.frame_entries(frames, range(frames))
+    entries = tokens.picture_entries if adapter.config.image_tokens == TOKENS_OF_PICTURE else tokens.frame_entries
+    entries(frames, range(frames))
 
 
 def check_token_width(width: int, config: AdapterConfig) -> None:
@@ -155,6 +169,11 @@ def check_latents(latents: SubjectLatents, adapter: MagDiffAdapter, noise_shape:
             "or take the node out"
         )
     frames, channels, height, width = noise_shape
+    if latents.pictures > 1 and adapter.config.subject_frames != ALL_FRAMES:
+        raise ValueError(
+            f"HFA Pyramid Encode got {latents.pictures} pictures (first and last frame), this adapter starts a clip from one: "
+            "give it one picture, or choose mode edit"
+        )
     if latents.frames != frames:
         source = "the frames of the subject clip" if latents.mode == EDIT else "the frames widget of HFA Pyramid Encode"
         raise ValueError(

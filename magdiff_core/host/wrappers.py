@@ -13,7 +13,8 @@ from ..temporal.clip_norm import clip_group_norm
 from .blocks import WeighedCrossAttention, attention_site, one_prompt_row
 from .call import Call
 from .checks import check_run
-from .names import CALL, COND_ALPHAS, COND_LATENTS, COND_TOKENS, PATCH_KEY, RUN_CACHE, SETTINGS
+from .conds import ClipTokens
+from .names import CALL, COND_ALPHAS, COND_LATENTS, COND_TOKENS, FPS, PATCH_KEY, RUN_CACHE, SETTINGS
 from .run_cache import NoCache, RunCache
 
 ACTIVATION_HEADROOM = 1.25
@@ -73,6 +74,9 @@ def model_call(executor, x: Tensor, t, c_concat=None, c_crossattn=None, control=
         lead = () if anchor is None or anchor < 0 else (anchor,)
         numbers, total_frames = (*lead, *window.index_list), window.total_frames
     settings = conds.get(COND_ALPHAS) or AlphaSettings()
+    tokens, negative = conds.get(COND_TOKENS), ()
+    if isinstance(tokens, ClipTokens):
+        tokens, negative = tokens.tokens, tokens.negative
     strengths = transformer_options[SETTINGS]
     call = Call(
         adapter=adapter,
@@ -86,7 +90,9 @@ def model_call(executor, x: Tensor, t, c_concat=None, c_crossattn=None, control=
         alphas=settings,
         slider_text=_slider(settings.alpha_text, settings, base_model.model_sampling, transformer_options),
         slider_image=_slider(settings.alpha_image, settings, base_model.model_sampling, transformer_options),
-        tokens=conds.get(COND_TOKENS),
+        tokens=tokens,
+        negative=negative,
+        fps=transformer_options.get(FPS),
         latents=conds.get(COND_LATENTS),
         scale_latent=base_model.process_latent_in,
         owned_attention=frozenset(_owned_attention(transformer_options)),

@@ -1,4 +1,7 @@
-"""Temp-Conv: four convolutions along time after a ResBlock (VidRD; MagDiff supplement, Fig. D; released code)."""
+"""Temp-Conv: four convolutions along time after a ResBlock (VidRD; MagDiff supplement, Fig. D; released code).
+
+The same layer as in ModelScope, VideoCrafter and DynamiCrafter; those run it on a single frame, too.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,23 @@ class TempConvLayer(nn.Module):
 
 
 class TempConv(nn.Module):
-    """`x + strength * convolutions(x)` on frames `x` `[clips * F, C, h, w]`; the identity for one frame."""
+    """`x + strength * convolutions(x)` on frames `x` `[clips * F, C, h, w]`.
 
-    def __init__(self, channels: int, operations=nn, dtype: torch.dtype | None = None, device=None):
+    `on_one_frame`: whether a clip of one frame passes the convolutions; otherwise the layer is the identity for it.
+    """
+
+    def __init__(
+        self, channels: int, on_one_frame: bool = False, operations=nn, dtype: torch.dtype | None = None, device=None
+    ):
         super().__init__()
+        self.on_one_frame = on_one_frame
         self.layers = nn.ModuleList(
             TempConvLayer(channels, operations=operations, dtype=dtype, device=device) for _ in range(LAYERS)
         )
 
     def forward(self, x: Tensor, frames: int, strength: float = 1.0) -> Tensor:
-        """Residual sum, same shape and dtype as `x`. Skipped for F = 1, as in the released code."""
-        if frames == 1:
+        """Residual sum, same shape and dtype as `x`. For F = 1 as the weights were trained: MagDiff and VidRD skip it."""
+        if frames == 1 and not self.on_one_frame:
             return x
         h = frames_to_clip_rows(x, frames)
         for layer in self.layers:
