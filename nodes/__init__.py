@@ -5,9 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..magdiff_core.host.folders import register_folders
-from . import conditioning, keep_region, loaders, motion, revideo, sampling, subject, wan
+from . import compose, conditioning, keep_region, loaders, motion, revideo, sampling, subject, wan
 
-NODES = [node for module in (loaders, subject, conditioning, wan, motion, revideo, sampling, keep_region) for node in module.NODES]
+MODULES = (loaders, compose, subject, conditioning, wan, motion, revideo, sampling, keep_region)
+NODES = [node for module in MODULES for node in module.NODES]
 
 
 class MagDiffExtension(ComfyExtension):

@@ -9,10 +9,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..magdiff_core.host.control_apply import apply_control, make_request
 from ..magdiff_core.host.control_base import load_control_onto
 from ..magdiff_core.host.control_file import load_revideo
-from ..magdiff_core.host.folders import checkpoint_names, find_checkpoint
+from ..magdiff_core.host.folders import checkpoint_names, find_checkpoint, new_file
 from ..magdiff_core.host.progress import frame_counter
 from ..magdiff_core.host.revideo_conditioning import image_conditioning
-from ..magdiff_core.host.revideo_split import new_control_file, split_checkpoint
+from ..magdiff_core.host.revideo_split import split_checkpoint
 from ..magdiff_core.motion.hints import MAP_MODES
 from ..magdiff_core.motion.resolution import BUDGETS, CUSTOM
 from ..magdiff_core.motion.safm import FUSION_MODES
@@ -116,7 +116,7 @@ class SplitReVideoCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, base, file_name) -> io.NodeOutput:
-        target = new_control_file(file_name)
+        target = new_file(file_name, "revideo-control.safetensors")
         text = str(split_checkpoint(find_checkpoint(checkpoint), find_checkpoint(base), target, frame_counter))
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 

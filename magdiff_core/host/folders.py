@@ -32,3 +32,15 @@ def find_checkpoint(name: str) -> str:
         folders = folder_paths.get_folder_paths(MAGDIFF_FOLDER) + folder_paths.get_folder_paths("checkpoints")
         raise FileNotFoundError(f"{name} is in none of: {', '.join(folders)}")
     return path
+
+
+def new_file(name: str, example: str) -> Path:
+    """Where a new file of this name is written: the first of the `magdiff` model folders, made if needed.
+
+    Raises ValueError for a name that is no plain file name ending in .safetensors; the message shows `example`.
+    """
+    if Path(name).name != name or "\\" in name or not name.endswith(".safetensors") or name.startswith("."):
+        raise ValueError(f'file_name is "{name}": give a plain name like {example}')
+    folder = Path(folder_paths.get_folder_paths(MAGDIFF_FOLDER)[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name

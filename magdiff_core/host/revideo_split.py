@@ -116,22 +116,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.to(coarser), b.to(coarser))
 
 
-def new_control_file(name: str) -> Path:
-    """Where a control file of this name is written: the first of the `magdiff` model folders, made if needed.
-
-    Raises ValueError for a name that is no plain file name ending in .safetensors.
-    """
-    import folder_paths
-
-    from .folders import MAGDIFF_FOLDER
-
-    if Path(name).name != name or "\\" in name or not name.endswith(".safetensors") or name.startswith("."):
-        raise ValueError(f'file_name is "{name}": give a plain name like revideo-control.safetensors')
-    folder = Path(folder_paths.get_folder_paths(MAGDIFF_FOLDER)[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     from .session import start
