@@ -24,10 +24,18 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
         raise ValueError(_reason(path, error)) from error
     if not isinstance(state_dict, dict):
         raise ValueError(f"{path} holds a {type(state_dict).__name__}, not weights by name: it is no checkpoint")
-    tensors = {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = _tensors(state_dict)
+    if not tensors:
+        # Parts by name (IP-Adapter's .bin): {"image_proj": {...}, "ip_adapter": {...}}
+        parts = {name: _tensors(part) for name, part in state_dict.items() if isinstance(name, str) and isinstance(part, dict)}
+        tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
     if not tensors:
         raise ValueError(f"{path} holds no weights: {len(state_dict)} entries, none of them a tensor")
     return tensors, metadata or {}
+
+
+def _tensors(entries: dict) -> dict[str, Tensor]:
+    return {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def _reason(path: str, error: Exception) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .motion_module import MotionModule, MotionModuleOverClip
 from .temporal_transformer import TemporalTransformer
 
 
@@ -26,4 +27,6 @@ class AfterLayer:
 
 AFTER_LAYER = {
     "transformer": AfterLayer(TemporalTransformer.from_shapes, "proj_in.weight", "the temporal transformer"),
+    "motion": AfterLayer(MotionModule.from_shapes, "proj_in.weight", "the motion module"),
+    "motion_over_clip": AfterLayer(MotionModuleOverClip.from_shapes, "proj_in.weight", "the motion module"),
 }

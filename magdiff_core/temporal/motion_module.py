@@ -34,9 +34,7 @@ class MotionModule(TemporalTransformer):
     block = MotionBlock
     clip_norm = False
 
-    def forward(
-        self, x: Tensor, frames: int, positions: Callable[[int, Tensor], Tensor], strength: float = 1.0
-    ) -> Tensor:
+    def forward(self, x: Tensor, frames: int, positions: Callable[[int, Tensor], Tensor], strength: float = 1.0) -> Tensor:
         """Shaped and typed as `x`. `positions(C, like)` gives `[F, C]` in the dtype of `like`. One frame is not skipped."""
         h = clip_group_norm(self.norm, x, frames) if self.clip_norm else self.norm(x)
         clips = x.shape[0] // frames

@@ -34,9 +34,7 @@ class TempConv(nn.Module):
     `on_one_frame`: whether a clip of one frame passes the convolutions; otherwise the layer is the identity for it.
     """
 
-    def __init__(
-        self, channels: int, on_one_frame: bool = False, operations=nn, dtype: torch.dtype | None = None, device=None
-    ):
+    def __init__(self, channels: int, on_one_frame: bool = False, operations=nn, dtype: torch.dtype | None = None, device=None):
         super().__init__()
         self.on_one_frame = on_one_frame
         self.layers = nn.ModuleList(

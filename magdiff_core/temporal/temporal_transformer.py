@@ -68,6 +68,8 @@ class FrameBlock(nn.Module):
 class TemporalTransformer(nn.Module):
     """`x + strength * proj_out(blocks(proj_in(GroupNorm(x))))` on frames `x` `[clips * F, C, h, w]`."""
 
+    block = FrameBlock
+
     def __init__(
         self,
         channels: int,
@@ -84,7 +86,7 @@ class TemporalTransformer(nn.Module):
         self.channels = channels
         self.norm = operations.GroupNorm(GROUPS, channels, eps=GROUP_NORM_EPS, **options)
         self.proj_in = operations.Linear(channels, inner, **options)
-        self.blocks = nn.ModuleList(FrameBlock(inner, heads, hidden, operations=operations, **options) for _ in range(depth))
+        self.blocks = nn.ModuleList(self.block(inner, heads, hidden, operations=operations, **options) for _ in range(depth))
         self.proj_out = operations.Linear(inner, channels, **options)
 
     @classmethod
