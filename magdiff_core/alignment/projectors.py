@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from .pooled_projection import PooledProjection
 from .resampler import Resampler
 
 
@@ -17,6 +18,10 @@ def build_projector(shapes: Mapping[str, torch.Size], heads: int, **options) -> 
     """
     if "latents" in shapes:
         return _resampler(shapes, heads, **options)
+    if "proj.weight" in shapes:
+        width, image_width = shapes["proj.weight"]
+        (token_width,) = shapes["norm.weight"]
+        return PooledProjection(image_width, token_width, width // token_width, **options)
     return None
 
 
