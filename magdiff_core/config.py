@@ -13,6 +13,7 @@ TOKENS_OF_CLIP = "clip"
 TOKENS_OF_PICTURE = "picture"
 SAME_PICTURE = "same"
 GREY_PICTURE = "grey"
+ZERO_PICTURE = "zero"
 FIRST_FRAME = "first"
 ALL_FRAMES = "all"
 SCALED_LINEAR = "scaled_linear"
@@ -21,8 +22,9 @@ LINEAR = "linear"
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """How the picture must be encoded: `width` of the tokens, hidden `layer` ("last" or "penultimate"), whether the picture is
-    centre-cropped to a square, and the order of its colour `channels` ("rgb" or "bgr", as the weights were trained)."""
+    """How the picture must be encoded: `width` of the tokens, hidden `layer` ("last" or "penultimate", or "pooled" for the one
+    embedding of the whole picture), whether the picture is centre-cropped to a square, and the order of its colour `channels`
+    ("rgb" or "bgr", as the weights were trained)."""
 
     width: int = 1280
     layer: str = "last"
@@ -59,9 +61,11 @@ class AdapterConfig:
     whole layer of the base, 0 = one for each `temporal_head_width` channels. `image_tokens`: "clip" = every frame reads the
     tokens of all frames, "picture" = those of its own picture. `tokens_per_frame`: where a picture gives F times as many
     tokens, frame j reads the j-th share; 0 = never. `negative_picture`: what the negative's tokens are made of, "same" = the
-    subject, "grey" = a grey picture. `subject_frames`: which frames get the latent of a single subject picture, "first" =
-    frame 0 (black elsewhere), "all" = every one. `fps`: the frame rate or stride that is embedded when the user names none.
-    `schedule`: noise.
+    subject, "grey" = a grey picture, "zero" = zeros in the place of the encoder's input (of its embedding, for "pooled").
+    `subject_frames`: which frames get the latent of a single subject picture, "first" = frame 0 (black elsewhere), "all" =
+    every one. `affinity`: how near each frame is to the picture, from the first one on, the last value for all later frames: a
+    channel before the subject latent; empty = no such channel. `fps`: the frame rate or stride that is embedded when the user
+    names none. `max_frames`: most frames at once that the layers along time know positions for, 0 = any number. `schedule`: noise.
     """
 
     base: str = "SD2.1"
@@ -77,7 +81,9 @@ class AdapterConfig:
     tokens_per_frame: int = 0
     negative_picture: str = SAME_PICTURE
     subject_frames: str = FIRST_FRAME
+    affinity: tuple[float, ...] = ()
     fps: float = 0.0
+    max_frames: int = 0
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     licence: str = ""

@@ -116,6 +116,8 @@ def check_run(model_patcher: ModelPatcher, conds: dict[str, list[dict]], noise: 
     strengths: PartStrengths = model_patcher.model_options["transformer_options"][SETTINGS]
     for name, tensor in (("the noise", noise), ("the LATENT", latent_image)):
         check_finite(name, tensor)
+    if adapter.temporal is not None and strengths.temporal > 0.0:
+        check_clip_length(noise.shape[0], adapter.config, model_patcher.model_options)
     for items in conds.values():
         for item in items:
             ours = attached(item.get("model_conds", {}))
@@ -123,6 +125,19 @@ def check_run(model_patcher: ModelPatcher, conds: dict[str, list[dict]], noise: 
                 check_tokens(ours["tokens"], adapter, noise.shape[0])
             if "latents" in ours and strengths.pyramid > 0.0:
                 check_latents(ours["latents"], adapter, noise.shape)
+
+
+def check_clip_length(frames: int, config: AdapterConfig, model_options: dict) -> None:
+    """Raise ValueError when more frames would run at once than the layers along time know positions for."""
+    windows = model_options.get("context_handler")
+    together = frames
+    if windows is not None and frames > windows.context_length:
+        together = windows.context_length + int(getattr(windows, "causal_window_fix", False))
+    if 0 < config.max_frames < together:
+        raise ValueError(
+            f"{together} frames would run at once, these layers along time ({config.trained_from}) know {config.max_frames}: make a "
+            f"shorter clip, or put Context Windows before the sampler with a context length below {config.max_frames}"
+        )
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
