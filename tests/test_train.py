@@ -87,6 +87,15 @@ def autoencoder_file(config, tmp_path_factory):
     return folder / "autoencoder.pt"
 
 
+@pytest.fixture(scope="module")
+def encoder_file(config, tmp_path_factory):
+    from magdiff_core.train import subject_encoder
+
+    folder = tmp_path_factory.mktemp("encoder")
+    subject_encoder.run(folder, steps=1, batch=2, config=config)
+    return folder / "subject_encoder.pt"
+
+
 def final_state(folder):
     state = load_state(folder / "state.pt")
     return {key: value for key, value in state.items() if key != "elapsed"}
@@ -108,7 +117,7 @@ def assert_equal(first, second, where="state"):
         assert first == second, where
 
 
-def test_a_resumed_run_ends_in_the_same_bits(config, autoencoder_file, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_in_the_same_bits(config, autoencoder_file, encoder_file, tmp_path, monkeypatch):
     from magdiff_core.train import diffusion
 
     # both an opening batch and a later one, each interrupted in the middle
@@ -117,7 +126,7 @@ def test_a_resumed_run_ends_in_the_same_bits(config, autoencoder_file, tmp_path,
     def run(name, steps, resume=False):
         # the schedule must be the same in all runs, so an early end is an interruption
         monkeypatch.setattr(Schedule, "progress", lambda self, step, elapsed: 1.0 if step >= steps else 0.1)
-        diffusion.run(tmp_path / name, autoencoder_file, steps=4, batch=1, seed=3, resume=resume, config=config)
+        diffusion.run(tmp_path / name, autoencoder_file, encoder_file, steps=4, batch=1, seed=3, resume=resume, config=config)
 
     run("whole", 4)
     run("parts", 1)
@@ -128,6 +137,39 @@ def test_a_resumed_run_ends_in_the_same_bits(config, autoencoder_file, tmp_path,
 
     for name in ("magdiff-mini.safetensors", "magdiff-mini-adapter.safetensors"):
         assert_equal(load_file(tmp_path / "whole" / name), load_file(tmp_path / "parts" / name))
+    trained = load_state(encoder_file)["weights"]
+    written = load_file(tmp_path / "whole" / "magdiff-mini.safetensors")
+    assert_equal({n: v.half() for n, v in trained.items() if n in written}, {n: v for n, v in written.items() if n in trained})
+    assert any(name in written for name in trained)
+
+
+def test_the_subject_encoder_learns_to_tell_pictures_apart(config):
+    """From one batch seen again and again: the readout's error falls, and both modules move."""
+    from magdiff_core.data import procedural
+    from magdiff_core.host import own_checkpoint
+    from magdiff_core.host.training import encode_pictures
+    from magdiff_core.train import batches, diffusion, subject_encoder
+
+    stage = diffusion.Stage(config, seed=1)
+    projector = stage.training.adapter.projector
+    encoder = stage.modules[own_checkpoint.IMAGE_PREFIX].requires_grad_(True)
+    readout = subject_encoder.Readout(projector.latents.shape[1], projector.norm_out.weight.shape[0])
+    parameters = subject_encoder.by_file_key(encoder, projector)
+    before = {name: value.detach().clone() for name, value in parameters.items()}
+    optimizer = torch.optim.Adam([*parameters.values(), *readout.parameters()], lr=3e-3)
+    spec = procedural.sample(8, torch.Generator().manual_seed(2))
+    pictures = batches.reference_pictures(spec, torch.Generator().manual_seed(3))[:, 0]
+    losses = []
+    for _ in range(30):
+        loss = subject_encoder.readout_loss(readout, projector(encode_pictures(stage.loaded, pictures)), pictures, spec)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+    unread = ("post_layernorm", "visual_projection")
+    still = [name for name, value in parameters.items() if torch.equal(value, before[name])]
+    assert all(any(part in name for part in unread) for name in still), still
 
 
 def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder_file):
@@ -142,9 +184,9 @@ def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder
                 value.normal_(std=0.05)
     black = list(batches.encode_pyramid(encoder, torch.zeros(1, 1, 64, 64, 3), (16, 16)))
     kinds = [batches.PROMPTS, *(kind for kind, _ in batches.KINDS)]
-    assert len(set(kinds)) == 6 and sum(share for _, share in batches.KINDS) == pytest.approx(1)
-    uses_tokens = {batches.TOKENS, batches.EDIT, batches.GENERATE}
-    uses_latents = {batches.LATENTS, batches.EDIT, batches.GENERATE}
+    assert len(set(kinds)) == 7 and sum(share for _, share in batches.KINDS) == pytest.approx(1)
+    uses_tokens = {batches.TOKENS, batches.EDIT, batches.GENERATE, batches.MOTION}
+    uses_latents = {batches.LATENTS, batches.EDIT, batches.GENERATE, batches.MOTION}
     for kind in kinds:
         drawn = batches.draw_batch(encoder, 2, torch.Generator().manual_seed(1), black, kind)
         assert drawn.latents.shape[1] == (2 if kind == batches.PROMPTS else 8)
@@ -155,7 +197,8 @@ def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder
         diffusion.loss_of_batch(stage, drawn, torch.Generator().manual_seed(2)).backward()
         reached = {name for name, value in parameters.items() if value.grad is not None and value.grad.any()}
         assert any("to_k_image" in name for name in reached) == (kind in uses_tokens)
-        assert any(name.startswith("image_encoder.") for name in reached) == (kind in uses_tokens)
+        assert any("projector." in name for name in reached) == (kind in uses_tokens)
+        assert not any(name.startswith("image_encoder.") for name in parameters)
         assert any("hfa.conv_z" in name for name in reached) == (kind in uses_latents)
         for part in ("model.diffusion_model.", "cond_stage_model.", "adapter.temporal.conv.", "adapter.temporal.attn."):
             missed = {n for n in parameters if n.startswith(part)} - reached
@@ -169,7 +212,57 @@ def test_timesteps_are_mostly_strong_noise_and_only_that_at_the_start(comfy_sess
     mixed = diffusion.draw_timesteps(20000, torch.Generator().manual_seed(1))
     assert mixed.min() >= 0 and mixed.max() == 999
     assert float((mixed >= 900).float().mean()) == pytest.approx(diffusion.STRONG_SHARE, abs=0.02)
-    assert diffusion.draw_timesteps(1000, torch.Generator().manual_seed(1), strong_share=1.0).min() >= 900
+    for kind, lowest in diffusion.STRONG_KINDS.items():
+        strong = diffusion.draw_timesteps(1000, torch.Generator().manual_seed(1), kind)
+        assert lowest <= strong.min() < lowest + 10 and strong.max() == 999
+    assert diffusion.STRONG_KINDS["prompts"] == 900
+
+
+def test_a_group_of_motion_clips_differs_in_the_motion_alone(config, autoencoder_file, monkeypatch):
+    from magdiff_core.data import procedural
+    from magdiff_core.train import autoencoder, batches, diffusion
+
+    spec = batches.draw_clips(8, torch.Generator().manual_seed(3), batches.MOTION)
+    for first in (0, batches.GROUP):
+        members = spec.select(slice(first, first + batches.GROUP))
+        assert len(set(members.motion.tolist())) == batches.GROUP
+        for name in ("shape", "colour", "background_colour", "centre", "radius", "spots"):
+            values = getattr(members, name)
+            assert torch.equal(values, values[:1].expand_as(values)), name
+    assert not torch.equal(spec.centre[0], spec.centre[batches.GROUP])
+
+    encoder = autoencoder.load(autoencoder_file, config["autoencoder"])
+    black = list(batches.encode_pyramid(encoder, torch.zeros(1, 1, 64, 64, 3), (16, 16)))
+    drawn = batches.draw_batch(encoder, 8, torch.Generator().manual_seed(3), black, batches.MOTION)
+    pictures = drawn.pictures[:, 0].unflatten(0, (2, batches.GROUP))
+    assert torch.equal(pictures, pictures[:, :1].expand_as(pictures)) and not torch.equal(pictures[0, 0], pictures[1, 0])
+    assert drawn.group == batches.GROUP
+
+    seen = {}
+    stage = diffusion.Stage(config, encoder, seed=7)
+
+    def predict(x, timestep, context, tokens, latents):
+        seen.update(x=x, timestep=timestep)
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(stage.training, "predict", predict)
+    diffusion.loss_of_batch(stage, drawn, torch.Generator().manual_seed(4))
+    signal, spread = (part[:, None, None, None, None] for part in stage.training.signal_and_noise(seen["timestep"]))
+    noise = ((seen["x"] - signal * drawn.latents) / spread).unflatten(0, (2, batches.GROUP))
+    assert torch.allclose(noise, noise[:, :1].expand_as(noise), atol=1e-4) and not torch.allclose(noise[0], noise[1], atol=0.1)
+    assert procedural.FRAMES == drawn.latents.shape[1]
+
+
+def test_the_loss_weighs_the_subject_and_for_motion_all_that_it_sweeps(comfy_session):
+    from magdiff_core.train import batches
+
+    share = torch.zeros(1, 2, 1, 1, 3)
+    share[0, 0, 0, 0, 0] = 1.0
+    share[0, 1, 0, 0, 1] = 0.5
+    plain = batches.loss_weight(share, batches.GENERATE).flatten().tolist()
+    assert plain == [5.0, 1.0, 1.0, 1.0, 3.0, 1.0]
+    swept = batches.loss_weight(share, batches.MOTION).flatten().tolist()
+    assert swept == [21.0, 11.0, 1.0] * 2
 
 
 def test_a_fresh_model_holds_no_dead_cross_attention(config):

@@ -1,4 +1,4 @@
-"""`python -m magdiff_core.train {autoencoder,diffusion,export}`: trains the small model and writes its two files."""
+"""`python -m magdiff_core.train {autoencoder,encoder,diffusion,export}`: trains the small model and writes its two files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ..host import session
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m magdiff_core.train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help_text in (("autoencoder", "first stage"), ("diffusion", "second stage, needs the first")):
+    stages = {"autoencoder": "first stage", "encoder": "image encoder and Resampler", "diffusion": "last stage, needs both"}
+    for name, help_text in stages.items():
         command = commands.add_parser(name, help=help_text)
         command.add_argument("--out", type=Path, required=True, help="folder for the state, the log and the results")
         command.add_argument("--steps", type=int, help="stop after this many steps")
@@ -25,11 +26,13 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--resume", action="store_true", help="go on from the state in --out")
         if name == "diffusion":
             command.add_argument("--autoencoder", type=Path, required=True, help="autoencoder.pt of the first stage")
+            command.add_argument("--encoder", type=Path, required=True, help="subject_encoder.pt of its stage")
             command.add_argument("--decay-from", type=float, help="share of the run after which the rate falls, 2/3 by default")
     command = commands.add_parser("export", help="write the two model files")
     command.add_argument("--out", type=Path, required=True, help="folder for the two files")
     command.add_argument("--autoencoder", type=Path, help="autoencoder.pt; untrained when left out")
-    command.add_argument("--diffusion", type=Path, help="state.pt of the second stage; untrained when left out")
+    command.add_argument("--encoder", type=Path, help="subject_encoder.pt; untrained when left out")
+    command.add_argument("--diffusion", type=Path, help="state.pt of the last stage; untrained when left out")
     options = vars(parser.parse_args(arguments))
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -40,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     if command == "export":
         from . import export
 
-        export.run(options["out"], options["autoencoder"], options["diffusion"])
+        export.run(options["out"], options["autoencoder"], options["encoder"], options["diffusion"])
         return
     torch.set_num_threads(options.pop("threads"))
     options["folder"] = options.pop("out")
@@ -49,6 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         from . import autoencoder
 
         autoencoder.run(**options)
+    elif command == "encoder":
+        from . import subject_encoder
+
+        subject_encoder.run(**options)
     else:
         from . import diffusion
 

@@ -1,4 +1,4 @@
-"""Second stage of the small model: UNet, adapter, text and image encoder together, from scratch.
+"""Last stage of the small model: UNet, adapter and text encoder together, from scratch.
 
 The paper starts from a text-to-video model and freezes most of it. There is no such model of this size, so everything is
 trained at once: a departure, like v-prediction with zero terminal SNR (a background of one colour fills the whole clip, and with
@@ -20,7 +20,8 @@ from ..host.conds import GENERATE as GENERATE_MODE
 from ..host.conds import SubjectLatents, SubjectTokens
 from ..host.training import TrainingModel, encode_pictures, encode_text, token_ids
 from . import autoencoder as autoencoder_stage
-from .batches import EDIT, PROMPTS, Batch, BatchSource, draw_batch, encode_pyramid
+from . import subject_encoder
+from .batches import EDIT, GENERATE, MOTION, PROMPTS, TOKENS, Batch, BatchSource, draw_batch, encode_pyramid
 from .checkpoint import MovingAverage
 from .export import ADAPTER_PREFIX, write_files
 from .loop import Schedule, train
@@ -31,29 +32,40 @@ logger = logging.getLogger("magdiff")
 IMAGE_VALUE_GAIN = 3.0
 """As `own_checkpoint.CROSS_ATTENTION_GAIN`, for the values of the image tokens, whose part the subject latent shares."""
 STRONG_NOISE = 900
-STRONG_SHARE = 0.4
+STRONG_SHARE = 0.3
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
-
-SUBJECT_WEIGHT = 4.0
-"""Added weight of the loss where the subject is: it covers a twelfth of the picture and carries identity and motion."""
+STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 700}
+"""Batches of these kinds get no timestep below. A subject is small: where it goes can be read off the input below 700."""
 
 PROMPT_BATCHES = 150
 """Batches at the start that hold prompts and strong noise alone. Measured: the background follows the prompt after 100 of
 them. A model that begins with subjects and all noises learns to do without prompts and was still doing so after 1800."""
 
 
-def draw_timesteps(count: int, generator: torch.Generator, strong_share: float = STRONG_SHARE) -> torch.Tensor:
-    """`[count]` in 0..999: `strong_share` evenly above `STRONG_NOISE`, the others below it with more of the noisier ones."""
+def draw_timesteps(count: int, generator: torch.Generator, kind: str = GENERATE) -> torch.Tensor:
+    """`[count]` in 0..999: `STRONG_SHARE` evenly above `STRONG_NOISE`, the others below it with more of the noisier ones.
+
+    Batches of a kind in `STRONG_KINDS` get strong noise alone.
+    """
     draw = torch.rand(count, generator=generator)
-    strong = torch.rand(count, generator=generator) < strong_share
+    if kind in STRONG_KINDS:
+        return (STRONG_KINDS[kind] + (1000 - STRONG_KINDS[kind]) * draw).long()
+    strong = torch.rand(count, generator=generator) < STRONG_SHARE
     return torch.where(strong, STRONG_NOISE + (1000 - STRONG_NOISE) * draw, STRONG_NOISE * draw**0.7).long()
 
 
 class Stage:
     """The trainable parts, put together as a loaded checkpoint with an adapter."""
 
-    def __init__(self, config: dict, autoencoder: torch.nn.Module | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: dict,
+        autoencoder: torch.nn.Module | None = None,
+        seed: int = 0,
+        encoder: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """`autoencoder`, `encoder`: of the stages before, else untrained. Both encoders of pictures stay frozen."""
         torch.manual_seed(seed)
         self.config = config
         weights = own_checkpoint.fresh_state_dict(config)
@@ -73,7 +85,9 @@ class Stage:
         self.modules = own_checkpoint.modules_of(self.loaded)
         for prefix in (own_checkpoint.TEXT_PREFIX, own_checkpoint.IMAGE_PREFIX):
             # ComfyUI holds encoders in half precision, which is too coarse for an optimiser
-            self.modules[prefix].float().requires_grad_(True)
+            self.modules[prefix].float().requires_grad_(prefix == own_checkpoint.TEXT_PREFIX)
+        if encoder is not None:
+            subject_encoder.put(encoder, self.modules[own_checkpoint.IMAGE_PREFIX], self.training.adapter.projector)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, by file key (adapter keys behind `ADAPTER_PREFIX`)."""
@@ -100,11 +114,12 @@ class Stage:
 
 
 def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    """Mean square error of v at a random timestep a clip (`draw_timesteps`), weighed by `SUBJECT_WEIGHT`; mean weight 1."""
+    """Mean square error of v at a random timestep a clip (`draw_timesteps`), weighed by the batch; mean weight 1."""
     clean = batch.latents * stage.config["latent_scale"]
     clips = len(clean)
-    timestep = draw_timesteps(clips, generator, 1.0 if batch.kind == PROMPTS else STRONG_SHARE)
-    noise = torch.randn(clean.shape, generator=generator)
+    row = torch.arange(clips) // batch.group
+    timestep = draw_timesteps(clips, generator, batch.kind)[row]
+    noise = torch.randn(clean.shape, generator=generator)[row]
     signal, spread = (share[:, None, None, None, None] for share in stage.training.signal_and_noise(timestep))
     tokens = latents = None
     with autocast("cpu", torch.bfloat16):
@@ -112,21 +127,22 @@ def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> tor
         if batch.pictures is not None:
             # the black picture is the same in every row: it is encoded once
             pictures = torch.cat([batch.pictures[:, :-1].flatten(0, 1), batch.pictures[:1, -1]])
-            hidden = encode_pictures(stage.loaded, pictures)
+            with torch.no_grad():
+                hidden = encode_pictures(stage.loaded, pictures)
             subject, dark = hidden[:-1].unflatten(0, (clips, -1)), hidden[-1].expand(clips, 1, -1, -1)
             tokens = SubjectTokens({"last": torch.cat([subject, dark], 1)}, black_entry=True)
         if batch.pyramid is not None:
             mode = EDIT_MODE if batch.kind == EDIT else GENERATE_MODE
             latents = SubjectLatents(batch.pyramid, clean.shape[1], mode)
         result = stage.training.predict(signal * clean + spread * noise, timestep, context, tokens, latents)
-    weight = 1 + SUBJECT_WEIGHT * batch.subject_share
     error = (result.float() - (signal * noise - spread * clean)).square()
-    return (error * weight).mean() / weight.mean()
+    return (error * batch.weight).mean() / batch.weight.mean()
 
 
 def run(
     folder: Path,
     autoencoder: Path,
+    encoder: Path,
     steps: int | None = None,
     seconds: float | None = None,
     batch: int = 8,
@@ -136,19 +152,22 @@ def run(
     decay_from: float = 2 / 3,
     config: dict | None = None,
 ) -> None:
-    """Trains from the autoencoder of the first stage; writes the two model files into `folder` at each save."""
+    """Writes the two model files into `folder` at each save.
+
+    `autoencoder`, `encoder`: `autoencoder.pt` and `subject_encoder.pt` of the stages before.
+    """
     config = config or own_checkpoint.MINI_CONFIG
-    encoder = autoencoder_stage.load(autoencoder, config["autoencoder"])
-    stage = Stage(config, encoder, seed)
+    vae = autoencoder_stage.load(autoencoder, config["autoencoder"])
+    stage = Stage(config, vae, seed, subject_encoder.load(encoder))
     size = config["image_encoder"]["image_size"]
     with torch.no_grad():
-        latent_size = tuple(encoder.encode(torch.zeros(1, 3, size, size)).shape[-2:])
-    black = list(encode_pyramid(encoder, torch.zeros(1, 1, size, size, 3), latent_size))
+        latent_size = tuple(vae.encode(torch.zeros(1, 3, size, size)).shape[-2:])
+    black = list(encode_pyramid(vae, torch.zeros(1, 1, size, size, 3), latent_size))
 
     def draw(generator: torch.Generator, number: int) -> Batch:
         if number < PROMPT_BATCHES:
-            return draw_batch(encoder, 2 * batch, generator, black, PROMPTS)  # of two frames, so not more work
-        return draw_batch(encoder, batch, generator, black)
+            return draw_batch(vae, 2 * batch, generator, black, PROMPTS)  # of two frames, so not more work
+        return draw_batch(vae, batch, generator, black)
 
     source = BatchSource(draw)
 

@@ -33,18 +33,26 @@ def write_files(
     write_atomically(folder / ADAPTER_NAME, lambda path: save_file(tensors, path, metadata=adapter_config.to_metadata()))
 
 
-def run(folder: Path, autoencoder: Path | None = None, diffusion: Path | None = None, config: dict | None = None) -> None:
+def run(
+    folder: Path,
+    autoencoder: Path | None = None,
+    encoder: Path | None = None,
+    diffusion: Path | None = None,
+    config: dict | None = None,
+) -> None:
     """Writes the files from training states; a part without one stays untrained.
 
     Args:
         autoencoder: `autoencoder.pt` of the first stage.
-        diffusion: `state.pt` of the second stage; its averaged weights are taken.
+        encoder: `subject_encoder.pt` of the second.
+        diffusion: `state.pt` of the last; its averaged weights are taken.
     """
     from . import autoencoder as autoencoder_stage
+    from . import subject_encoder
     from .diffusion import Stage
 
     config = config or own_checkpoint.MINI_CONFIG
     trained = autoencoder_stage.load(autoencoder, config["autoencoder"]) if autoencoder else None
-    stage = Stage(config, trained)
+    stage = Stage(config, trained, encoder=subject_encoder.load(encoder) if encoder else None)
     values = load_state(diffusion)["average"]["values"] if diffusion else {}
     write_files(folder, *stage.state_dicts(values), config, stage.adapter_config)
