@@ -90,6 +90,10 @@ class AdapterConfig:
     trained_from: str = ""
     base_hashes: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # JSON knows lists only.
+        object.__setattr__(self, "affinity", tuple(self.affinity))
+
     def heads_of(self, width: int) -> int:
         """Attention heads of a layer along time that is `width` wide inside. Raises ValueError when they do not divide it."""
         heads = self.temporal_heads or max(1, width // self.temporal_head_width)

@@ -135,8 +135,8 @@ def check_clip_length(frames: int, config: AdapterConfig, model_options: dict) -
         together = windows.context_length + int(getattr(windows, "causal_window_fix", False))
     if 0 < config.max_frames < together:
         raise ValueError(
-            f"{together} frames would run at once, these layers along time ({config.trained_from}) know {config.max_frames}: make a "
-            f"shorter clip, or put Context Windows before the sampler with a context length below {config.max_frames}"
+            f"{together} frames would run at once, these layers along time ({config.trained_from}) know {config.max_frames}: make "
+            f"a shorter clip, or put Context Windows before the sampler with a context length below {config.max_frames}"
         )
 
 
