@@ -160,9 +160,10 @@ class MagDiffAdapter(nn.Module):
         self.hfa = None
         if "hfa.conv_z.weight" in shapes:
             model_channels, latent_channels = shapes["hfa.conv_z.weight"][:2]
+            affinity = bool(config.affinity)
             levels = [key for key in ("1", "2") if f"hfa.level.{key}.conv_in.weight" in shapes]
             hidden = [shapes[f"hfa.level.{key}.conv_in.weight"][0] for key in levels]
-            self.hfa = SubjectBranch(latent_channels, model_channels, hidden, **options)
+            self.hfa = SubjectBranch(latent_channels - int(affinity), model_channels, hidden, affinity, **options)
 
         self.projector = build_projector(_Under(shapes, "projector."), config.projector_heads, **options)
 

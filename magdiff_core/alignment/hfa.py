@@ -70,7 +70,8 @@ class PyramidLevel(nn.Module):
 class SubjectBranch(nn.Module):
     """Pyramid latents -> the term that `z_s` adds to the output of the base's first convolution.
 
-    `level`: the convolutions of the upper levels, keyed "1" and "2"; empty for weights without a pyramid.
+    `level`: the convolutions of the upper levels, keyed "1" and "2"; empty for weights without a pyramid. With `affinity`, `conv_z`
+    takes one channel more, the first: how near the frame is to the picture (PIA, arXiv 2312.13964, section 3.2).
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class SubjectBranch(nn.Module):
         latent_channels: int,
         model_channels: int,
         level_hidden: Sequence[int] = (),
+        affinity: bool = False,
         operations=nn,
         dtype: torch.dtype | None = None,
         device=None,
@@ -87,8 +89,9 @@ class SubjectBranch(nn.Module):
         self.level = nn.ModuleDict(
             {str(i): PyramidLevel(latent_channels, hidden, **options) for i, hidden in enumerate(level_hidden, start=1)}
         )
+        self.affinity = affinity
         self.conv_z = operations.Conv2d(
-            latent_channels, model_channels, 3, padding=1, bias=False, dtype=dtype, device=device
+            latent_channels + int(affinity), model_channels, 3, padding=1, bias=False, dtype=dtype, device=device
         )
 
     def subject_latent(self, latents: Sequence[Tensor]) -> Tensor:
@@ -99,5 +102,11 @@ class SubjectBranch(nn.Module):
         return z_s
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:
-        """`conv_z(z_s)` `[N, model_channels, h, w]`."""
-        return self.conv_z(self.subject_latent(latents))
+        """`conv_z(z_s)` `[N, model_channels, h, w]`; with `affinity` for an affinity of 0."""
+        z_s = self.subject_latent(latents)
+        return self.conv_z(nn.functional.pad(z_s, (0, 0, 0, 0, 1, 0)) if self.affinity else z_s)
+
+    def affinity_term(self, like: Tensor) -> Tensor:
+        """What an affinity of 1 adds to `forward`, `[1, model_channels, h, w]`, for latents `like` `[N, C, h, w]`."""
+        ones, zeros = torch.ones_like(like[:1, :1]), torch.zeros_like(like[:1])
+        return self.conv_z(torch.cat((ones, zeros), dim=1))

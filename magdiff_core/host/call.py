@@ -148,14 +148,29 @@ class Call:
             return torch.cat((term, torch.zeros_like(term[:, :1])), dim=1) if everywhere and latents.pictures > 1 else term
 
         term = self.cache.get(("subject term", latents.key, like.device, like.dtype), compute)
-        if area is not None:
-            height, width, top, left = area
-            term = term[..., top : top + height, left : left + width]
         if everywhere:
             entries = [latents.entries if entry is None else entry for entry in latents.picture_entries(self.window)]
         else:
             entries = latents.frame_entries(self.window)
-        return term.index_select(1, self._index(entries, like))
+        term = term.index_select(1, self._index(entries, like))
+        if self.adapter.hfa.affinity:
+            term = term + self._affinity_term(like)
+        if area is not None:
+            height, width, top, left = area
+            term = term[..., top : top + height, left : left + width]
+        return term
+
+    def _affinity_term(self, like: Tensor) -> Tensor:
+        """What the nearness of each frame of this window to the picture adds to `subject_term`, `[F, C0, h, w]`."""
+        latents = self.latents.latents
+        table = self.adapter.config.affinity
+        nearness = tuple(table[min(latents.distance(number), len(table) - 1)] for number in self.window)
+
+        def compute() -> Tensor:
+            whole = self.adapter.hfa.affinity_term(latents.levels[0][0].to(like))
+            return torch.tensor(nearness, device=like.device, dtype=like.dtype)[:, None, None, None] * whole
+
+        return self.cache.get(("affinity", latents.key, nearness, like.device, like.dtype), compute)
 
     def _index(self, entries: list[int], like: Tensor) -> Tensor:
         key = ("index", tuple(entries), like.device)

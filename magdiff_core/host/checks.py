@@ -87,7 +87,8 @@ def check_base(model: ModelPatcher, adapter: MagDiffAdapter) -> None:
     if adapter.hfa is not None:
         conv_z = adapter.hfa.conv_z
         _same_width("input_blocks.0.0", "the subject branch", conv_z.out_channels, unet.model_channels)
-        _same_width("the latent", "the subject branch", conv_z.in_channels, base_model.latent_format.latent_channels)
+        latent_channels = conv_z.in_channels - int(adapter.hfa.affinity)
+        _same_width("the latent", "the subject branch", latent_channels, base_model.latent_format.latent_channels)
 
 
 def _layer_width(unet: UNetModel, site: str) -> int:

@@ -126,6 +126,12 @@ class SubjectLatents:
             return [0] * len(window)
         return [{0: 0, self.frames - 1: 1}.get(number) for number in window]
 
+    def distance(self, frame: int) -> int:
+        """Frames between `frame` and the nearest one that has a picture of its own."""
+        if self.mode == EDIT:
+            return 0
+        return frame if self.pictures == 1 else min(frame, self.frames - 1 - frame)
+
 
 @dataclass(frozen=True)
 class LatentsOfArea:
