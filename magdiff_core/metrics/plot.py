@@ -142,7 +142,7 @@ def _draw_panel(canvas: _Canvas, top: float, name: str, evaluation: Evaluation) 
     values = [value for clip in clips for value in clip if not math.isnan(value)]
     floor, ceiling, end = top + PANEL - BOTTOM, top + TOP, WIDTH - RIGHT
     canvas.text(LEFT, top + 8, metric.title, 15)
-    canvas.text(end, top + 8, f"mean {_shown(name, evaluation)}", 15, anchor="ra")
+    canvas.text(end, top + 8, f"overall {_shown(name, evaluation)}", 15, anchor="ra")
     canvas.text((LEFT + end) / 2, floor + 24, "frame", 13, PALE, "ma")
     canvas.upright(22, (floor + ceiling) / 2, metric.unit)
     last = max(map(len, clips)) - 1
@@ -193,7 +193,7 @@ def draw_plot(evaluation: Evaluation) -> Tensor:
     of_set = [name for name, metric in METRICS.items() if not metric.per_frame and name in evaluation.value]
     count = len(evaluation.sizes)
     legend = ROW + 8 if count > 1 and panels else 0
-    height = HEADER + len(of_set) * ROW + legend + len(panels) * PANEL + 8
+    height = HEADER + len(of_set) * ROW + (6 if of_set else 0) + legend + len(panels) * PANEL + 8
     canvas = _Canvas(WIDTH, height)
     sizes = {f"{width}x{tall}" for _, tall, width in evaluation.sizes}
     canvas.text(LEFT, 14, f"{count} {'clip' if count == 1 else 'clips'}, {', '.join(sorted(sizes)[:3])}", 17)
@@ -201,6 +201,7 @@ def draw_plot(evaluation: Evaluation) -> Tensor:
     for name in of_set:
         canvas.text(LEFT, top, f"{METRICS[name].title}: {_shown(name, evaluation)}", 15)
         top += ROW
+    top += 6 if of_set else 0
     if legend:
         _draw_legend(canvas, top + ROW / 2, count)
         top += legend
