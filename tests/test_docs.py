@@ -64,7 +64,7 @@ def test_readme_names_every_node_command_and_example(schemas):
     text = (ROOT / "README.md").read_text("utf-8")
     for schema in schemas.values():
         assert f"**{schema.display_name}**" in text
-    for words in ("python dev.py demo", "python dev.py test", *workflow_checks.SMALL, *workflow_checks.SD21):
+    for words in ("python dev.py demo", "python dev.py test", *workflow_checks.ALL):
         assert words in text
 
 
@@ -78,7 +78,7 @@ def test_links_between_our_files_lead_somewhere():
 
 def test_each_workflow_has_a_picture_and_only_core_and_own_nodes(schemas):
     files = {file.stem for file in workflow_checks.WORKFLOWS.glob("*.json")}
-    assert files == {*workflow_checks.SMALL, *workflow_checks.SD21}
+    assert files == set(workflow_checks.ALL)
     for name in files:
         with Image.open(workflow_checks.WORKFLOWS / f"{name}.jpg") as picture:
             assert min(picture.size) >= 200
