@@ -88,6 +88,63 @@ def original_motion_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def original_modelscope_keys(weights: dict[str, Tensor], layers: int = 2, attention_below: int = 3) -> dict[str, Tensor]:
+    """A UNet3DConditionModel's weights under the names of ModelScope's own file.
+
+    `layers` of a level; the first `attention_below` levels on the way down have transformers.
+    """
+    outside = {
+        "conv_in": "input_blocks.0.0",
+        "transformer_in": "input_blocks.0.1",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    res_block = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
+    }
+    levels = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("down_blocks."))
+    renamed = {}
+    for key, value in weights.items():
+        start = next((name for name in outside if key.startswith(f"{name}.")), None)
+        if start:
+            name = outside[start] + key[len(start) :]
+        else:
+            side, *rest = key.split(".")
+            level = 0 if side == "mid_block" else int(rest.pop(0))
+            kind, index, *inner = rest
+            index, inner = int(index), ".".join(inner)
+            if side == "mid_block":
+                place = {"resnets": 3 * index, "temp_convs": 3 * index, "attentions": 1, "temp_attentions": 2}[kind]
+                name = f"middle_block.{place}."
+            elif kind == "downsamplers":
+                name = f"input_blocks.{(layers + 1) * (level + 1)}."
+            elif kind == "upsamplers":
+                has_attention = level >= levels - attention_below
+                name = f"output_blocks.{(layers + 1) * level + layers}.{3 if has_attention else 1}."
+            else:
+                place = {"attentions": 1, "temp_attentions": 2}.get(kind, 0)
+                first = "input_blocks" if side == "down_blocks" else "output_blocks"
+                name = f"{first}.{(layers + 1) * level + index + (side == 'down_blocks')}.{place}."
+            if kind == "temp_convs":
+                name += "temopral_conv."
+            if kind == "resnets":
+                module, tensor = inner.rsplit(".", 1)
+                inner = f"{res_block[module]}.{tensor}"
+            name += inner.replace("conv.", "op.", 1) if kind == "downsamplers" else inner
+        temporal = "temp_attentions" in key or key.startswith("transformer_in")
+        if temporal and key.endswith(("proj_in.weight", "proj_out.weight")):
+            value = value[..., None]
+        renamed[name] = value
+    return renamed
+
+
 class PerFrame(nn.Module):
     """A GroupNorm of diffusers' motion modules run on each frame alone, as AnimateDiff's own code does."""
 
@@ -139,6 +196,11 @@ def random_text(seed: int, width: int = CONTEXT) -> Tensor:
 
 def predict(unet: nn.Module, latent: Tensor, timestep: int, text: Tensor, **options) -> Tensor:
     """One call of a diffusers video UNet on frames `[F, C, h, w]` -> `[F, 4, h, w]`."""
+    from diffusers import UNetMotionModel
+
     with torch.no_grad():
         clip = latent.transpose(0, 1)[None]
+        if isinstance(unet, UNetMotionModel):
+            # Its pipelines repeat the text to the frames, those of UNet3D do not.
+            text = text.expand(len(latent), -1, -1)
         return unet(clip, timestep, encoder_hidden_states=text, **options).sample[0].transpose(0, 1)
