@@ -65,7 +65,7 @@ class Stage:
         seed: int = 0,
         encoder: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """`autoencoder`, `encoder`: of the stages before, else untrained. Both encoders of pictures stay frozen."""
+        """`autoencoder`, `encoder`: of the stages before, else untrained. What they hold stays frozen, the Resampler too."""
         torch.manual_seed(seed)
         self.config = config
         weights = own_checkpoint.fresh_state_dict(config)
@@ -86,6 +86,7 @@ class Stage:
         for prefix in (own_checkpoint.TEXT_PREFIX, own_checkpoint.IMAGE_PREFIX):
             # ComfyUI holds encoders in half precision, which is too coarse for an optimiser
             self.modules[prefix].float().requires_grad_(prefix == own_checkpoint.TEXT_PREFIX)
+        self.training.adapter.projector.requires_grad_(False)
         if encoder is not None:
             subject_encoder.put(encoder, self.modules[own_checkpoint.IMAGE_PREFIX], self.training.adapter.projector)
 
