@@ -86,7 +86,8 @@ class APAConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         alphas = AlphaSettings(alpha_text, alpha_image, start_percent, end_percent, mode)
         tokens = subject_tokens(clip_vision_output)
-        return io.NodeOutput(attach(positive, tokens=tokens, alphas=alphas), attach(negative, tokens=tokens, alphas=alphas))
+        entries = {"tokens": tokens, "alphas": alphas}
+        return io.NodeOutput(attach(positive, **entries), attach(negative, negative=True, **entries))
 
 
 class HFAPyramidEncode(io.ComfyNode):

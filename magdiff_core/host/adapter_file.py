@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..adapter import BASE_PREFIX, AdapterConfig, adapter_from_state_dict
 from ..weights.adapter_layouts import read_adapter_weights
+from .lightning_file import load_checkpoint_tensors
 from .names import PATCH_KEY
-from .tensor_file import load_tensors
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def load_adapter_file(path: str) -> LoadedAdapter:
 
     Raises ValueError for a file of another kind, a damaged one, or one without any MagDiff part.
     """
-    state_dict, metadata = load_tensors(path)
+    state_dict, metadata = load_checkpoint_tensors(path)
     weights, config = read_adapter_weights(state_dict, metadata)
     loaded = adapter_patcher(weights, config)
     loaded.patcher.cached_patcher_init = (_rebuild, (path,))

@@ -18,6 +18,7 @@ from .adapter_file import LoadedAdapter
 from .call import PartStrengths
 from .checks import check_base, check_other_handlers
 from .names import PATCH_KEY, SETTINGS
+from .schedule import install, uninstall
 from .wrappers import WRAPPERS
 
 _LIST_PATCHES = {
@@ -56,6 +57,7 @@ def _detach(model: ModelPatcher) -> None:
                 replaced[key] = fn.previous
     for wrapper_type in WRAPPERS:
         model.remove_wrappers_with_key(wrapper_type, PATCH_KEY)
+    uninstall(model)
     model.additional_models.pop(PATCH_KEY, None)
     options.pop(SETTINGS, None)
 
@@ -125,6 +127,7 @@ def apply_adapter(model: ModelPatcher, loaded: LoadedAdapter, strengths: PartStr
         return model
     if has_temporal:
         check_other_handlers(model.model_options["transformer_options"])
+        install(model, adapter.config)
         for name in _temporal_patches(adapter.temporal):
             for patch in _LIST_PATCHES[name]:
                 model.set_model_patch(patch, name)

@@ -119,6 +119,7 @@ def check_run(model_patcher: ModelPatcher, conds: dict[str, list[dict]], noise: 
         check_finite(name, tensor)
     if adapter.temporal is not None and strengths.temporal > 0.0:
         check_clip_length(noise.shape[0], adapter.config, model_patcher.model_options)
+    check_length(model_patcher, adapter, strengths, noise.shape[0])
     for items in conds.values():
         for item in items:
             ours = attached(item.get("model_conds", {}))
@@ -141,6 +142,19 @@ def check_clip_length(frames: int, config: AdapterConfig, model_options: dict) -
         )
 
 
+def check_length(model_patcher: ModelPatcher, adapter: MagDiffAdapter, strengths: PartStrengths, frames: int) -> None:
+    """Raise ValueError for more frames at once than the adapter's layers along time know."""
+    longest = adapter.config.max_frames
+    window = model_patcher.model_options.get("context_handler")
+    if window is not None:
+        frames = min(frames, window.context_length)
+    if longest and frames > longest and strengths.temporal > 0.0:
+        raise ValueError(
+            f"the clip has {frames} frames, the layers along time of this adapter were trained with at most {longest}: make a "
+            f"shorter clip, or put Context Windows with a length of up to {longest} before the sampler"
+        )
+
+
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raise ValueError when `tensor` holds NaN or infinity."""
     bad = tensor.numel() - int(torch.isfinite(tensor).sum())
@@ -160,6 +174,13 @@ def check_tokens(tokens: SubjectTokens, adapter: MagDiffAdapter, frames: int) ->
         raise ValueError(
             f"the adapter reads the {layer} layer of the image encoder, clip_vision_output holds {', '.join(tokens.layers)}"
         )
+    if adapter.projector is None:
+        width = adapter.apa.find(adapter.apa.sites[0]).to_k_image.in_features
+        if tokens.layers[layer].shape[-1] != width:
+            raise ValueError(
+                f"the adapter has an image stream but no projector (projector.*), so tokens {tokens.layers[layer].shape[-1]} wide "
+                f"cannot be brought to {width}: use the whole checkpoint that the adapter comes from"
+            )
     check_token_width(tokens.layers[layer].shape[-1], adapter.config)
     check_finite("clip_vision_output", tokens.layers[layer])
     entries = tokens.picture_entries if adapter.config.image_tokens == TOKENS_OF_PICTURE else tokens.frame_entries

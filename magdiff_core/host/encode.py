@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from ..alignment.hfa import fit, pyramid_sizes, resize
+from ..config import SAME_PICTURE, TOKENS_OF_CLIP
 from .attach import adapter_of
 from .checks import check_finite, check_token_width
 from .conds import GENERATE, SubjectLatents, SubjectTokens
 
+GREY = 0.5
+"""The middle between black and white: 0 in the range that VideoCrafter and DynamiCrafter give to their image encoder."""
 ENCODE_CHUNK = 16
 """Pictures that the image encoder takes at once: long clips would not fit."""
 
@@ -29,7 +32,8 @@ def rgb(pictures: Tensor, name: str) -> Tensor:
 
 
 def encode_subject_tokens(model, clip_vision, subject: Tensor):
-    """Subject pictures `[n, H, W, 3]` on black -> CLIP_VISION_OUTPUT with n + 1 entries; the last is the black frame.
+    """Subject pictures `[n, H, W, 3]` on black -> CLIP_VISION_OUTPUT with n entries and those that the adapter wants besides: the
+    picture that its negative reads, and, last, the black frame.
 
     `model` (with an adapter) tells hidden layer, crop and channel order. Raises ValueError without an adapter, without an image
     stream in it, or for an image encoder of another width.
@@ -42,7 +46,10 @@ def encode_subject_tokens(model, clip_vision, subject: Tensor):
         raise ValueError("the adapter on this MODEL has no image stream (apa.*), so subject tokens cannot act")
     encoder = adapter.config.image_encoder
     subject = rgb(subject, "subject")
-    pictures = torch.cat((subject, torch.zeros_like(subject[:1])))
+    has_negative = adapter.config.negative_picture != SAME_PICTURE
+    has_black = adapter.config.image_tokens == TOKENS_OF_CLIP
+    blank = torch.zeros_like(subject[:1])
+    pictures = torch.cat((subject, *([blank + GREY] if has_negative else []), *([blank] if has_black else [])))
     if encoder.channels == "bgr":
         pictures = pictures.flip(-1)
     outputs = []
@@ -53,7 +60,8 @@ def encode_subject_tokens(model, clip_vision, subject: Tensor):
     output = outputs[0]
     for name in ("last_hidden_state", "penultimate_hidden_states", "image_embeds"):
         output[name] = torch.cat([part[name] for part in outputs])
-    output.black_entry = True
+    output.negative_entry = has_negative
+    output.black_entry = has_black
     return output
 
 
@@ -64,7 +72,8 @@ def subject_tokens(clip_vision_output) -> SubjectTokens:
         "penultimate": getattr(clip_vision_output, "penultimate_hidden_states", None),
     }
     rows = {name: states[None] for name, states in layers.items() if states is not None}
-    return SubjectTokens(rows, black_entry=getattr(clip_vision_output, "black_entry", False))
+    extra = {name: getattr(clip_vision_output, name, False) for name in ("black_entry", "negative_entry")}
+    return SubjectTokens(rows, **extra)
 
 
 def encode_subject_pyramid(
@@ -72,7 +81,8 @@ def encode_subject_pyramid(
 ) -> tuple[SubjectLatents, Tensor]:
     """Subject pictures `[n, H, W, 3]` on black -> pyramid latents and an empty LATENT `[F, C, h, w]` of the same clip.
 
-    Generate: one picture, fitted to `width` x `height`, for a clip of `frames`. Edit: one picture a frame, at their own size.
+    Generate: one picture, or two for the first and the last frame, fitted to `width` x `height`, for a clip of `frames`. Edit: one
+    picture a frame, at their own size.
     Raises ValueError for a video VAE, a wrong count of pictures, or sides that the VAE cannot divide.
     """
     if vae.latent_dim != 2:
@@ -80,9 +90,10 @@ def encode_subject_pyramid(
     subject = rgb(subject, "subject")
     factor = vae.spacial_compression_encode()
     if mode == GENERATE:
-        if subject.shape[0] != 1:
+        if subject.shape[0] not in (1, 2):
             raise ValueError(
-                f"subject has {subject.shape[0]} pictures, mode generate takes one: choose mode edit, or pick one picture"
+                f"subject has {subject.shape[0]} pictures, mode generate takes one (or first and last frame): choose mode edit, or "
+                "pick one picture"
             )
     else:
         height, width = subject.shape[1:3]
@@ -93,13 +104,14 @@ def encode_subject_pyramid(
             raise ValueError(
                 f"{name} is {side}, the VAE needs a multiple of {factor}: use {max(below, factor)} or {below + factor}"
             )
+    pictures = subject.shape[0] if mode == GENERATE else 1
     if mode == GENERATE:
         subject = fit(subject, height, width, fit_mode)
         if frames > 1:
-            subject = torch.cat((subject, torch.zeros_like(subject)))
+            subject = torch.cat((subject, torch.zeros_like(subject[:1])))
     levels = []
     for level_height, level_width in pyramid_sizes(height // factor, width // factor):
         pixels = resize(subject.movedim(-1, 1), level_height * factor, level_width * factor).clamp(0.0, 1.0).movedim(1, -1)
         levels.append(vae.encode(pixels)[None])
     empty = levels[0].new_zeros(frames, *levels[0].shape[2:])
-    return SubjectLatents(tuple(levels), frames, mode), empty
+    return SubjectLatents(tuple(levels), frames, mode, pictures), empty

@@ -8,18 +8,18 @@ import folder_paths
 from ..weights.adapter_layouts import ADAPTER, RELEASED, kind_of
 from ..weights.foreign import describe
 from .foreign_checkpoint import load_full_checkpoint
+from .lightning_file import load_checkpoint_tensors
 from .loaded_checkpoint import LoadedCheckpoint
 from .own_checkpoint import is_own_checkpoint, load_own_checkpoint
-from .tensor_file import load_tensors
 
 
 def load_checkpoint(path: str) -> LoadedCheckpoint:
-    """The small model of this pack, `MagDiff.pth`, VidRD, or any checkpoint that ComfyUI itself loads.
+    """The small model of this pack, a published whole model (`weights.families`), or any checkpoint that ComfyUI itself loads.
 
     Raises ValueError naming the file for an adapter, which is no whole model, and for a file that is of no known kind, damaged
     or incomplete.
     """
-    state_dict, metadata = load_tensors(path)
+    state_dict, metadata = load_checkpoint_tensors(path)
     embeddings = folder_paths.get_folder_paths("embeddings")
     if is_own_checkpoint(metadata):
         return load_own_checkpoint(path, embeddings)

@@ -11,7 +11,11 @@ _KINDS = (
     (r"(?:control_model\.|.*input_hint_block|.*controlnet_cond_embedding).*", "a ControlNet", "load it with Load ControlNet Model"),
     (r".*motion_modules\..*", "an AnimateDiff motion module", "it belongs to AnimateDiff nodes"),
     (r"(?:ip_adapter|image_proj)\..*", "an IP-Adapter", "it belongs to IP-Adapter nodes"),
-    (r".*(?:temopral_conv|framestride_embed|fps_embedding).*", "a VideoCrafter or DynamiCrafter model", "this pack cannot load it"),
+    (
+        r".*(?:temopral_conv|framestride_embed|fps_embedding).*",
+        "a part of a VideoCrafter or DynamiCrafter model",
+        "use model.ckpt as it was published",
+    ),
     (r".*(?:temp_attentions|transformer_in)\..*", "a ModelScope or zeroscope model", "this pack cannot load it"),
     (r".*time_stack\..*", "a Stable Video Diffusion model", "load it with Image Only Checkpoint Loader"),
     (r"model\.diffusion_model\..*", "a whole checkpoint", "load it with a checkpoint loader"),

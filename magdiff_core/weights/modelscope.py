@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import AdapterConfig
 from .checkpoint import Family, ReadCheckpoint
+from .lvdm import is_lvdm
 from .temporal_names import (
     conv_block_name,
     conv_block_weight,
@@ -47,7 +48,7 @@ def _without_prefix(keys: Iterable[str]) -> str:
 def is_modelscope(keys: Iterable[str]) -> bool:
     """Whether a file with these keys is one of them, and not VideoCrafter or DynamiCrafter, which grew out of it."""
     keys = list(keys)
-    if any("init_attn." in key for key in keys):
+    if is_lvdm(keys):
         return False
     return any(f".{_OWN_CONV}." in key or "transformer_in." in key or ".temp_attentions." in key for key in keys)
 

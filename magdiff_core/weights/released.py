@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..adapter import AdapterConfig, ImageEncoderConfig
+from .checkpoint import Family, ReadCheckpoint
 from .unet_names import UnetNames, transformer_blocks
 
 MAGDIFF = "MagDiff"
@@ -56,22 +56,6 @@ _VAE_KEY = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class ReleasedCheckpoint:
-    """The parts of one file, each named as its reader wants it; an empty dict where the file lacks the part.
-
-    `unet`: LDM names without prefix, first convolution cut to 4 channels. `adapter`: as in `magdiff_core.adapter`.
-    `text_encoder`: `text_model.*`. `vae`: diffusers or LDM names, as found.
-    """
-
-    layout: str
-    unet: dict[str, Tensor]
-    adapter: dict[str, Tensor]
-    config: AdapterConfig
-    text_encoder: dict[str, Tensor]
-    vae: dict[str, Tensor]
-
-
 def layout_of(keys: Iterable[str]) -> str | None:
     """`MAGDIFF`, `VIDRD`, or None for any other file."""
     keys = list(keys)
@@ -82,7 +66,7 @@ def layout_of(keys: Iterable[str]) -> str | None:
     return None
 
 
-def read_released(state_dict: Mapping[str, Tensor]) -> ReleasedCheckpoint:
+def read_released(state_dict: Mapping[str, Tensor]) -> ReadCheckpoint:
     """Take a released checkpoint apart. Meta tensors work.
 
     Raises ValueError, naming layout, keys and counts, for a file of another kind, with parts of a layer missing, or with UNet
@@ -105,7 +89,7 @@ def read_released(state_dict: Mapping[str, Tensor]) -> ReleasedCheckpoint:
         conv_in = unet["input_blocks.0.0.weight"]
         unet["input_blocks.0.0.weight"] = conv_in[:, :LATENT_CHANNELS].contiguous()
         adapter["hfa.conv_z.weight"] = conv_in[:, LATENT_CHANNELS:].contiguous()
-    return ReleasedCheckpoint(
+    return ReadCheckpoint(
         layout=layout,
         unet=unet,
         adapter=adapter,
@@ -201,3 +185,6 @@ def _check_complete(
             f"this looks like a {layout} checkpoint, but its first convolution takes {channels} channels, not {wanted}: "
             "it is mixed from two models. Use the whole checkpoint as it was published"
         )
+
+
+FAMILY_RELEASED = Family("MagDiff or VidRD", lambda keys: layout_of(keys) is not None, read_released)

@@ -19,15 +19,15 @@ def run(path: str | Path, write: Callable[[str], object] = print) -> int:
     start(arguments=("--cpu",))
     import torch
 
-    from . import magdiff, revideo
+    from . import dynamicrafter, magdiff, revideo
     from .report import OVER, compare, summary, tolerance
 
-    formats = (magdiff, revideo)
+    formats = (magdiff, dynamicrafter, revideo)
     try:
         fixture = load_fixture(path)
         parity = next((module for module in formats if module.recognises(fixture)), None)
         if parity is None:
-            known = "MagDiff, VidRD, ReVideo"
+            known = "MagDiff, VidRD, DynamiCrafter, ReVideo"
             sys.stderr.write(f"parity: the weights (sd.*) of {path} are of no layout that is compared here: {known}\n")
             computed = {}
         else:

@@ -45,8 +45,14 @@ def unet_outputs(
     return observer.outputs
 
 
-def sample_ddim(
+def sample_ddim(model: ModelPatcher, latent: Tensor, *args, **kwargs) -> tuple[Tensor, list[Tensor]]:
+    """`sample` with ComfyUI's `ddim`."""
+    return sample(model, "ddim", latent, *args, **kwargs)
+
+
+def sample(
     model: ModelPatcher,
+    sampler: str | comfy.samplers.KSAMPLER,
     latent: Tensor,
     timesteps: list[int],
     guidance: float,
@@ -54,7 +60,7 @@ def sample_ddim(
     negative: list,
     ends_at_zero: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """ComfyUI's `ddim` from `latent` `[F, C, h, w]`. The last step goes to the noise level of timestep 0, or to none.
+    """Run one of ComfyUI's samplers from `latent` `[F, C, h, w]`. The last step goes to the noise level of timestep 0, or to none.
 
     Returns the timesteps at which the model was called, and the latent after each step in diffusers' scaling.
     """
@@ -66,7 +72,7 @@ def sample_ddim(
         model,
         _noise_for(latent, sigmas[0]),
         guidance,
-        comfy.samplers.sampler_object("ddim"),
+        comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler,
         sigmas,
         positive,
         negative,
