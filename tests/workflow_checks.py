@@ -15,8 +15,9 @@ from dev.workflow import to_api
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 SMALL = ("generate_small", "edit_small")
 SD21 = ("generate_sd21", "edit_sd21")
-REVIDEO = ("revideo_change_content", "revideo_change_motion", "revideo_change_both", "revideo_regions")
-ALL = (*SMALL, *SD21, *REVIDEO)
+REVIDEO = ("revideo_change_content", "revideo_change_motion", "revideo_change_both", "revideo_regions", "revideo_long")
+OTHER_MODELS = ("apa_wan", "compose_vidrd", "neighbours_sd21")
+ALL = (*SMALL, *SD21, *REVIDEO, *OTHER_MODELS)
 LOADERS = {"LoadImage": "image", "LoadVideo": "file"}
 
 
