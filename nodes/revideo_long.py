@@ -1,0 +1,221 @@
+"""ReVideo Long Video: an edit of any length, window by window."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..magdiff_core.host.revideo_windows import Models, Settings, check_clip, clip_size, edit_long_clip
+from ..magdiff_core.motion.colour_match import COLOUR_MATCHES
+from ..magdiff_core.motion.hints import MAP_MODES
+from ..magdiff_core.motion.resolution import BUDGETS, CUSTOM
+from ..magdiff_core.motion.safm import FUSION_MODES
+from ..magdiff_core.motion.windows import OVERLAP_MODES, plan_windows
+from ..magdiff_core.segment.images import clean_images, fit_mask
+
+SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m")
+SCHEDULERS = ("karras", "exponential", "simple")
+"""A choice of core's: all of core's would change with its version, but saved workflows must not."""
+
+
+class ReVideoLongVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        side = {"min": 64, "max": 8192, "step": 64, "advanced": True}
+        percent = {"min": 0.0, "max": 1.0, "step": 0.001, "advanced": True}
+        guidance = {"min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
+        return io.Schema(
+            node_id="MagDiffReVideoLongVideo",
+            display_name="ReVideo Long Video",
+            category="MagDiff/sampling",
+            description="Edits a clip of any length with ReVideo, window by window: the last frame of a window is the edited first "
+            "frame of the next. After an interrupt, queue again: it goes on behind the last finished window.",
+            search_aliases=["sliding window", "long video", "revideo", "video edit", "resume", "svd", "context", "magdiff"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model of Load ReVideo. Linear guidance is built in, see cfg."),
+                io.ClipVision.Input("clip_vision", tooltip="The image encoder of Load ReVideo."),
+                io.Vae.Input("vae", tooltip="The autoencoder of Load ReVideo."),
+                io.Custom("MAGDIFF_CONTROL").Input("control", tooltip="The control branch of Load ReVideo."),
+                io.Image.Input(
+                    "edited_frame",
+                    tooltip="First frame of the clip as it is to look, whole: with the edit in it and the rest unchanged.",
+                ),
+                io.Image.Input("source_frames", tooltip="The whole clip before the edit, of any length from one window on."),
+                io.Mask.Input("edit_mask", tooltip="1 = may change. One for all frames, or one a frame; cut at one half."),
+                io.Tracks.Input("tracks", tooltip="Where points move, over the whole clip, in pixels of source_frames."),
+                io.Combo.Input(
+                    "resolution",
+                    options=[*BUDGETS, CUSTOM],
+                    default=next(iter(BUDGETS)),
+                    tooltip="Pixels of a frame; the sides keep the frame's shape in multiples of 64. 1 MP needs about 20 GB, take "
+                    "less on a small GPU. custom: width and height below.",
+                ),
+                io.Int.Input("width", default=1024, tooltip="Width in pixels for resolution custom.", **side),
+                io.Int.Input("height", default=576, tooltip="Height in pixels for resolution custom.", **side),
+                io.Int.Input(
+                    "window_frames",
+                    default=14,
+                    min=2,
+                    max=4096,
+                    tooltip="Frames of a window. ReVideo was trained on 14; fewer are refused.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=1,
+                    min=1,
+                    max=4095,
+                    tooltip="Frames that two windows share. 1: as in the paper. More: smoother, but more windows.",
+                ),
+                io.Combo.Input(
+                    "overlap_mode",
+                    options=list(OVERLAP_MODES),
+                    default=OVERLAP_MODES[0],
+                    tooltip="Where windows share several frames. hold: the next one starts with them as they are, and motion goes "
+                    "on. cross-fade: it makes them again, and one goes over into the other.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "colour_match",
+                    options=list(COLOUR_MATCHES),
+                    default=COLOUR_MATCHES[0],
+                    tooltip="Against drift. source: brightness and contrast of each frame follow the source, measured outside of "
+                    "edit_mask, before the frame starts the next window.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=23,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    # A seed that changes at each queueing would make another clip instead of going on.
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Seed of the noise of the first window; the next ones count on from it.",
+                ),
+                io.Int.Input("steps", default=25, min=1, max=10000, tooltip="Denoising steps of each window; 15 to 25."),
+                io.Float.Input(
+                    "cfg", default=4.0, tooltip="Guidance in the last frame of a window; it grows from min_cfg on.", **guidance
+                ),
+                io.Float.Input(
+                    "min_cfg", default=1.0, tooltip="Guidance in the first frame of a window.", advanced=True, **guidance
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=list(SAMPLERS),
+                    default=SAMPLERS[0],
+                    tooltip="Sampler. ReVideo was made for euler.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=list(SCHEDULERS),
+                    default=SCHEDULERS[0],
+                    tooltip="Noise schedule. ReVideo was made for karras.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="Of the whole control. 0 = the plain model, exactly.",
+                ),
+                io.Float.Input("start_percent", default=0.0, tooltip="Part of sampling at which it starts to act.", **percent),
+                io.Float.Input("end_percent", default=1.0, tooltip="Part of sampling at which it stops to act.", **percent),
+                io.Combo.Input(
+                    "fusion",
+                    options=list(FUSION_MODES),
+                    default=FUSION_MODES[0],
+                    tooltip="safm: as trained. direct sum, no time: the two that the paper compares it with.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "motion_maps",
+                    options=list(MAP_MODES),
+                    default=MAP_MODES[0],
+                    tooltip="default: with fractions of pixels, nothing outside of the picture. reference: as released.",
+                    advanced=True,
+                ),
+                io.Int.Input("fps", default=10, min=1, max=1024, tooltip="Frames a second that the model is told, as given."),
+                io.Int.Input(
+                    "motion_bucket_id", default=127, min=1, max=1023, tooltip="How much motion the model is told.", advanced=True
+                ),
+                io.Float.Input(
+                    "augmentation_level",
+                    default=0.02,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="Noise on the first frame of each window, for pixels from -1 to 1.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Image.Output("frames", tooltip="The whole edited clip, for Keep Region."),
+                io.Image.Output("references", tooltip="The frame in which each window started, one a window: shows drift."),
+                io.String.Output("text", tooltip="The windows, and how well each kept what lies outside of the region."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip_vision,
+        vae,
+        control,
+        edited_frame: torch.Tensor,
+        source_frames: torch.Tensor,
+        edit_mask: torch.Tensor,
+        tracks: dict,
+        resolution: str,
+        width: int,
+        height: int,
+        window_frames: int,
+        overlap: int,
+        overlap_mode: str,
+        colour_match: str,
+        seed: int,
+        steps: int,
+        cfg: float,
+        min_cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        fusion: str,
+        motion_maps: str,
+        fps: int,
+        motion_bucket_id: int,
+        augmentation_level: float,
+    ) -> io.NodeOutput:
+        edited_frame = clean_images(edited_frame, "edited_frame")[:1]
+        source_frames = clean_images(source_frames, "source_frames")
+        edit_mask = fit_mask(edit_mask, "edit_mask", *source_frames.shape[:3])
+        models = Models(model, clip_vision, vae, control)
+        request = check_clip(models, source_frames, edit_mask, tracks, motion_maps, window_frames)
+        size = clip_size(request, edited_frame, resolution, width, height)
+        settings = Settings(
+            overlap_mode=overlap_mode,
+            colour_match=colour_match,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            min_cfg=min_cfg,
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            strength=strength,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            fusion=fusion,
+            fps=fps,
+            motion_bucket_id=motion_bucket_id,
+            augmentation_level=augmentation_level,
+        )
+        windows = plan_windows(source_frames.shape[0], window_frames, overlap)
+        clip = edit_long_clip(models, edited_frame, request, size, windows, settings)
+        return io.NodeOutput(clip.frames, clip.references, clip.text)
+
+
+NODES = [ReVideoLongVideo]
