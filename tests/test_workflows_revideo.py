@@ -193,8 +193,11 @@ def test_the_settings_are_those_of_the_published_model(name):
     assert load["widgets_values"] == [hint["name"]] == ["model.ckpt"]
     assert (hint["url"], hint["directory"]) == ("https://huggingface.co/Adapter/ReVideo/resolve/main/model.ckpt", "checkpoints")
     if name == "revideo_long":
-        values = nodes["MagDiffReVideoLongVideo"]["widgets_values"]
-        assert {14, 25, 4, 1, "euler", "karras", 10, 127, 0.02} <= set(values)
+        resolution, _, _, *rest = nodes["MagDiffReVideoLongVideo"]["widgets_values"]
+        assert resolution == "1 MP (as released)"
+        assert rest[:2] == [14, 1], "windows of 14 with one common frame, as in the paper"
+        assert rest[6:12] == [25, 4, 1, "euler", "karras", 1]
+        assert rest[-5:] == ["safm", "default", 10, 127, 0.02]
     else:
         assert nodes["VideoLinearCFGGuidance"]["widgets_values"] == [1]
         assert nodes["KSampler"]["widgets_values"][2:] == [25, 4, "euler", "karras", 1]
