@@ -11,6 +11,7 @@ FORMAT_VERSION = "1"
 
 TOKENS_OF_CLIP = "clip"
 TOKENS_OF_PICTURE = "picture"
+POOLED_LAYER = "pooled"
 SAME_PICTURE = "same"
 GREY_PICTURE = "grey"
 ZERO_PICTURE = "zero"

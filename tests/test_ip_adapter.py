@@ -197,6 +197,90 @@ def test_the_picture_acts(comfy_session, spatial):
     assert difference(with_picture, without) > 0.05
 
 
+# --- from picture to tokens -------------------------------------------------------------------------------------------------
+
+ENCODER = {
+    "model_type": "clip_vision_model",
+    "hidden_act": "gelu",
+    "hidden_size": SMALL.patches,
+    "image_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_channels": 3,
+    "num_hidden_layers": 3,
+    "patch_size": 8,
+    "projection_dim": SMALL.pooled,
+}
+
+
+@pytest.fixture(scope="module")
+def encoders(comfy_session):
+    """ComfyUI's image encoder and transformers' with the same weights."""
+    from comfy.clip_vision import ClipVisionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = {key: value for key, value in ENCODER.items() if key != "model_type"}
+    peer = randomise(CLIPVisionModelWithProjection(CLIPVisionConfig(**config)), seed=4)
+    # ComfyUI holds the weights in half precision.
+    peer.load_state_dict({key: value.half().to(value) for key, value in peer.state_dict().items()})
+    with torch.inference_mode(False):
+        ours = ClipVisionModel(ENCODER)
+        missing, _ = ours.load_sd({key: value.clone() for key, value in peer.state_dict().items()})
+    assert not missing
+    return ours, peer
+
+
+@pytest.mark.parametrize("layout", [PLAIN, PLUS])
+def test_encode_subject_tokens(comfy_session, spatial, encoders, layout):
+    """The hidden layer that the kind reads, without a black entry, and a negative as in IP-Adapter's own code."""
+    from peer_run import base_model, ldm_names, with_adapter
+
+    from magdiff_core.host.encode import encode_subject_tokens, subject_tokens
+
+    ours, peer = encoders
+    parts = read_ip_adapter(small(layout))
+    model = with_adapter(base_model(ldm_names(spatial.state_dict()), heads=HEADS_SD15), parts.adapter, parts.config)
+    picture = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(8)).mul(255).round().div(255)
+    output = encode_subject_tokens(model, ours, picture)
+    tokens = subject_tokens(output)
+    assert tokens.negative_entry and not tokens.black_entry and tokens.subject_entries == 1
+
+    normed = (picture.movedim(-1, 1) - torch.tensor(ours.image_mean).view(3, 1, 1)) / torch.tensor(ours.image_std).view(3, 1, 1)
+    with torch.no_grad():
+        seen, zero = (peer(pixels, output_hidden_states=True) for pixels in (normed, torch.zeros_like(normed)))
+    if layout == PLAIN:
+        expected = torch.stack((seen.image_embeds, torch.zeros_like(seen.image_embeds)), dim=1)[:, :, None]
+    else:
+        expected = torch.stack((seen.hidden_states[-2], zero.hidden_states[-2]), dim=1)
+    torch.testing.assert_close(tokens.layers[parts.config.image_encoder.layer], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_image_encoder_is_refused(comfy_session, spatial, encoders):
+    from peer_run import base_model, ldm_names, with_adapter
+
+    from magdiff_core.host.encode import encode_subject_tokens
+
+    weights = {**small(PLAIN), "image_proj.proj.weight": torch.ones(4 * SMALL.text, 1280)}
+    parts = read_ip_adapter(weights)
+    model = with_adapter(base_model(ldm_names(spatial.state_dict()), heads=HEADS_SD15), parts.adapter, parts.config)
+    with pytest.raises(ValueError, match="24 wide .*trained with 1280 .CLIP ViT-bigG"):
+        encode_subject_tokens(model, encoders[0], torch.zeros(1, 32, 32, 3))
+
+
+def test_a_plain_clip_vision_output_is_taken_and_said(comfy_session, spatial, encoders, caplog):
+    """From core's CLIP Vision Encode: the negative then reads the same picture."""
+    from peer_run import base_model, ldm_names, predict, with_adapter
+
+    from magdiff_core.host.conds import attach
+    from magdiff_core.host.encode import subject_tokens
+
+    parts = read_ip_adapter(small(PLUS))
+    model = with_adapter(base_model(ldm_names(spatial.state_dict()), heads=HEADS_SD15), parts.adapter, parts.config)
+    tokens = subject_tokens(encoders[0].encode_image(torch.zeros(1, 32, 32, 3)))
+    rows = predict(model, random_latent(), *(attach([[random_text(11), {}]], negative=n, tokens=tokens) for n in (False, True)))
+    assert torch.equal(*rows) and "Encode Subject Tokens" in caplog.text
+
+
 # --- files ------------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel, VideoResBlock
@@ -10,11 +12,13 @@ from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
 from torch import Tensor
 
 from ..adapter import AdapterConfig, MagDiffAdapter
-from ..config import ALL_FRAMES, TOKENS_OF_PICTURE
+from ..config import ALL_FRAMES, POOLED_LAYER, SAME_PICTURE, TOKENS_OF_PICTURE
 from ..temporal.kinds import AFTER_LAYER
 from .call import PartStrengths
 from .conds import EDIT, SubjectLatents, SubjectTokens, attached
 from .names import PATCH_KEY, SETTINGS
+
+_log = logging.getLogger("magdiff")
 
 _PREDICTIONS = ((EDM, "EDM"), (V_PREDICTION, "v"), (X0, "x0"), (EPS, "eps"))
 """Prediction in words by core's class; those that inherit from others come first."""
@@ -183,6 +187,12 @@ def check_tokens(tokens: SubjectTokens, adapter: MagDiffAdapter, frames: int) ->
             )
     check_token_width(tokens.layers[layer].shape[-1], adapter.config)
     check_finite("clip_vision_output", tokens.layers[layer])
+    if adapter.config.negative_picture != SAME_PICTURE and not tokens.negative_entry:
+        _log.warning(
+            "the negative reads the same picture as the positive, this adapter (%s) was trained with another: use Encode Subject "
+            "Tokens in the place of CLIP Vision Encode",
+            adapter.config.trained_from,
+        )
     entries = tokens.picture_entries if adapter.config.image_tokens == TOKENS_OF_PICTURE else tokens.frame_entries
     entries(frames, range(frames))
 
@@ -192,6 +202,8 @@ def check_token_width(width: int, config: AdapterConfig) -> None:
     expected = config.image_encoder.width
     if width != expected:
         known = {1024: "CLIP ViT-L/14", 1280: "CLIP ViT-H/14", 1664: "CLIP ViT-bigG/14"}
+        if config.image_encoder.layer == POOLED_LAYER:
+            known = {768: "CLIP ViT-L/14", 1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14"}
         raise ValueError(
             f"the image encoder gives tokens {width} wide ({known.get(width, 'unknown model')}), the adapter was trained with "
             f"{expected} ({known.get(expected, 'its own encoder')}): load that image encoder"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..alignment.hfa import fit, pyramid_sizes, resize
-from ..config import SAME_PICTURE, TOKENS_OF_CLIP
+from ..config import GREY_PICTURE, POOLED_LAYER, SAME_PICTURE, TOKENS_OF_CLIP, ZERO_PICTURE
 from .attach import adapter_of
 from .checks import check_finite, check_token_width
 from .conds import GENERATE, SubjectLatents, SubjectTokens
@@ -49,20 +49,40 @@ def encode_subject_tokens(model, clip_vision, subject: Tensor):
     has_negative = adapter.config.negative_picture != SAME_PICTURE
     has_black = adapter.config.image_tokens == TOKENS_OF_CLIP
     blank = torch.zeros_like(subject[:1])
-    pictures = torch.cat((subject, *([blank + GREY] if has_negative else []), *([blank] if has_black else [])))
+    has_grey = adapter.config.negative_picture == GREY_PICTURE
+    pictures = torch.cat((subject, *([blank + GREY] if has_grey else []), *([blank] if has_black else [])))
     if encoder.channels == "bgr":
         pictures = pictures.flip(-1)
     outputs = []
     for chunk in pictures.split(ENCODE_CHUNK):
         comfy.model_management.throw_exception_if_processing_interrupted()
         outputs.append(clip_vision.encode_image(chunk, crop=encoder.crop))
-        check_token_width(outputs[0].last_hidden_state.shape[-1], adapter.config)
+        seen = outputs[0].image_embeds if encoder.layer == POOLED_LAYER else outputs[0].last_hidden_state
+        check_token_width(seen.shape[-1], adapter.config)
     output = outputs[0]
+    zero = _zero_entry(clip_vision) if adapter.config.negative_picture == ZERO_PICTURE else {}
     for name in ("last_hidden_state", "penultimate_hidden_states", "image_embeds"):
-        output[name] = torch.cat([part[name] for part in outputs])
+        states = torch.cat([part[name] for part in outputs])
+        if zero:
+            states = torch.cat((states[: len(subject)], zero[name].to(states), states[len(subject) :]))
+        output[name] = states
     output.negative_entry = has_negative
     output.black_entry = has_black
     return output
+
+
+def _zero_entry(clip_vision) -> dict[str, Tensor]:
+    """What IP-Adapter's negative reads, by name in a CLIP_VISION_OUTPUT: hidden states for an input of zeros behind the encoder's
+    own normalisation, and zeros for the embedding."""
+    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    side = clip_vision.image_size
+    pixels = torch.zeros(1, 3, side, side, device=clip_vision.load_device)
+    last, penultimate, embedding = clip_vision.model(pixel_values=pixels, intermediate_output=-2)[:3]
+    return {
+        "last_hidden_state": last,
+        "penultimate_hidden_states": penultimate,
+        "image_embeds": torch.zeros_like(embedding),
+    }
 
 
 def subject_tokens(clip_vision_output) -> SubjectTokens:
@@ -71,6 +91,10 @@ def subject_tokens(clip_vision_output) -> SubjectTokens:
         "last": clip_vision_output.last_hidden_state,
         "penultimate": getattr(clip_vision_output, "penultimate_hidden_states", None),
     }
+    embeddings = getattr(clip_vision_output, "image_embeds", None)
+    if embeddings is not None:
+        # One token a picture.
+        layers[POOLED_LAYER] = embeddings[:, None]
     rows = {name: states[None] for name, states in layers.items() if states is not None}
     extra = {name: getattr(clip_vision_output, name, False) for name in ("black_entry", "negative_entry")}
     return SubjectTokens(rows, **extra)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..config import TOKENS_OF_PICTURE, ZERO_PICTURE, AdapterConfig, ImageEncoderConfig
+from ..config import POOLED_LAYER, TOKENS_OF_PICTURE, ZERO_PICTURE, AdapterConfig, ImageEncoderConfig
 from .checkpoint import Family, ReadCheckpoint
 
 PLAIN, PLUS = "IP-Adapter", "IP-Adapter plus"
@@ -103,7 +103,7 @@ def _check_complete(layout: str, adapter: Mapping[str, Tensor], places: Iterable
 
 def _config(layout: str, adapter: Mapping[str, Tensor]) -> AdapterConfig:
     if layout == PLAIN:
-        heads, layer, width = AdapterConfig.projector_heads, "pooled", adapter["projector.proj.weight"].shape[1]
+        heads, layer, width = AdapterConfig.projector_heads, POOLED_LAYER, adapter["projector.proj.weight"].shape[1]
     else:
         heads = max(1, adapter["projector.layers.0.0.to_q.weight"].shape[0] // HEAD_WIDTH)
         layer, width = "penultimate", adapter["projector.proj_in.weight"].shape[1]
