@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import released
 import torch
+import videocrafter_files
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +27,7 @@ def vidrd() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def files(rig, tmp_path_factory):
-    """Paths by name: VidRD as a Lightning pickle, an adapter with every part, MagDiff.pth, an adapter for v prediction."""
+    """Paths by name: VidRD, MagDiff and VideoCrafter1 as pickles; adapters with every part, for v prediction and other bases."""
     from magdiff_core.adapter import AdapterConfig
 
     folder = tmp_path_factory.mktemp("compose")
@@ -34,10 +35,14 @@ def files(rig, tmp_path_factory):
     whole = {f"unet.{key}": value for key, value in released.unet_weights(seed=4).items()}
     whole |= {f"enclip_projector.{key}": value for key, value in released.projector_weights().items()}
     torch.save({"state_dict": whole}, folder / "MagDiff.pth")
+    shapes = {key: value.shape for key, value in rig.tiny_model().model.diffusion_model.state_dict().items()}
+    torch.save({"state_dict": videocrafter_files.image_to_video(shapes, 24), "global_step": 7}, folder / "model.ckpt")
     weights = rig.adapter_weights(rig.tiny_model(), seed=5)
     config = rig.config(base="SD2.1", licence="for research", trained_from="a test", clip_norm=False, frames=16)
     weights["base.out.2.bias"] = torch.ones(4)
     save_file(weights, folder / "all.safetensors", config.to_metadata())
+    whole_clip = rig.config(base="SD2.1", subject_frames="all", affinity=(1.0, 0.5), frames=16)
+    save_file(weights, folder / "first to last.safetensors", whole_clip.to_metadata())
     save_file(weights, folder / "v.safetensors", AdapterConfig(base="SD2.1", prediction="v").to_metadata())
     save_file(weights, folder / "sd15.safetensors", AdapterConfig(base="SD1.5").to_metadata())
     wider = rig.adapter_weights(rig.tiny_model(model_channels=64), seed=6)
@@ -53,9 +58,9 @@ def compose(target: Path, **chosen):
 
 @pytest.fixture(scope="module")
 def recipe(files, tmp_path_factory):
-    """Layers along time of VidRD, the image stream of another file, a new subject branch."""
+    """Layers along time of VidRD, image stream of VideoCrafter1, a new subject branch."""
     target = tmp_path_factory.mktemp("made") / "recipe.safetensors"
-    return compose(target, temporal=files["ModelT2V"], image=files["all"], subject="zero"), target
+    return compose(target, temporal=files["ModelT2V"], image=files["model"], subject="zero"), target
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -68,11 +73,21 @@ def test_every_weight_is_that_of_its_source(recipe, files):
 
     written = load_file(recipe[1])
     temporal = read_released(vidrd()).adapter
-    other = load_file(files["all"])
-    image = {key: value for key, value in other.items() if key.startswith(("apa.", "projector."))}
-    assert written.keys() == {*temporal, *image, "hfa.conv_z.weight"}
-    for key, value in (temporal | image).items():
+    assert {key for key in written if key.startswith("temporal.")} == temporal.keys()
+    for key, value in temporal.items():
         assert torch.equal(written[key], value), key
+    published = torch.load(files["model"], weights_only=True)["state_dict"]
+    projector = {key.removeprefix("image_proj_model."): key for key in published if key.startswith("image_proj_model.")}
+    assert {key for key in written if key.startswith("projector.")} == {f"projector.{key}" for key in projector}
+    for ours, theirs in projector.items():
+        assert torch.equal(written[f"projector.{ours}"], published[theirs])
+    keys = [key for key in published if key.endswith(".attn2.to_k_ip.weight")]
+    assert len(keys) == sum(key.endswith(".to_k_image.weight") for key in written) > 0
+    for key in keys:
+        site = key.removeprefix("model.diffusion_model.").removesuffix(".attn2.to_k_ip.weight")
+        assert torch.equal(written[f"apa.{site}.to_k_image.weight"], published[key])
+        assert torch.equal(written[f"apa.{site}.to_v_image.weight"], published[key.replace("to_k_ip", "to_v_ip")])
+        assert written[f"apa.{site}.alpha_text"] == written[f"apa.{site}.alpha_image"] == 1.0
     assert written["hfa.conv_z.weight"].shape == (32, 4, 3, 3) and not written["hfa.conv_z.weight"].any()
 
 
@@ -81,31 +96,43 @@ def test_the_configuration_of_each_part_comes_with_it(recipe):
 
     config = AdapterConfig.from_metadata(metadata(recipe[1]))
     # VidRD's
-    assert (config.frames, config.clip_norm, config.prediction) == (8, True, "eps")
-    # the other file's
-    assert (config.image_encoder.width, config.projector_heads) == (24, 2)
-    assert config.licence == "temporal: none stated; image: for research"
-    assert config.trained_from == "temporal: released VidRD checkpoint; image: a test"
+    assert (config.frames, config.clip_norm, config.prediction, config.fps) == (8, True, "eps", 0.0)
+    assert config.schedule.base_scale == 1.0 and config.temporal_head_width == 64
+    # VideoCrafter1's
+    assert (config.image_encoder.width, config.image_encoder.crop, config.image_encoder.channels) == (24, False, "rgb")
+    assert (config.image_tokens, config.negative_picture, config.projector_heads) == ("picture", "grey", 1)
+    # of a new subject branch
+    assert (config.subject_frames, config.affinity) == ("first", ())
+    assert config.licence.startswith("temporal: none stated; image: research and non-commercial use")
+    assert config.trained_from == "temporal: released VidRD checkpoint; image: released VideoCrafter1 image-to-video"
+
+
+def test_the_subject_branch_of_a_file_brings_its_configuration(files, tmp_path):
+    from magdiff_core.adapter import AdapterConfig
+
+    compose(tmp_path / "x.safetensors", temporal=files["ModelT2V"], subject=files["first to last"])
+    config = AdapterConfig.from_metadata(metadata(tmp_path / "x.safetensors"))
+    assert (config.subject_frames, config.affinity, config.frames) == ("all", (1.0, 0.5), 8)
 
 
 def test_the_file_says_where_its_parts_came_from(recipe, files):
     parts = json.loads(metadata(recipe[1])["parts"])
     assert parts["temporal"]["file"] == "ModelT2V.pth" and parts["temporal"]["licence"] == "none stated"
     assert parts["temporal"]["bytes"] == files["ModelT2V"].stat().st_size
-    assert (parts["image"]["file"], parts["image"]["licence"]) == ("all.safetensors", "for research")
-    assert parts["image"]["tensors"] == sum(key.startswith(("apa.", "projector.")) for key in load_file(files["all"]))
+    assert parts["image"]["file"] == "model.ckpt" and "non-commercial" in parts["image"]["licence"]
+    assert parts["image"]["tensors"] == sum(key.startswith(("apa.", "projector.")) for key in load_file(recipe[1]))
     assert parts["subject"]["file"] == "zero"
     text = str(recipe[0])
     assert text.startswith("recipe.safetensors\n")
-    for words in (
-        "ModelT2V.pth",
-        "licence: none stated",
-        "licence: for research",
-        "zeros, which change nothing",
-        "left out: 1 diff",
-    ):
+    for words in ("ModelT2V.pth", "licence: none stated", "licence: research and non-commercial", "zeros, which change nothing"):
         assert words in text
     assert not list(recipe[1].parent.glob("*.part"))
+
+
+def test_differences_to_a_base_are_left_out_and_said(files, tmp_path):
+    text = str(compose(tmp_path / "x.safetensors", image=files["all"]))
+    assert "left out: 1 differences to the base of all.safetensors" in text
+    assert not any(key.startswith("base.") for key in load_file(tmp_path / "x.safetensors"))
 
 
 def test_at_image_strength_0_it_is_vidrd_exactly(rig, recipe):
@@ -140,9 +167,9 @@ def test_all_parts_of_one_file_are_that_file_s_adapter(files, tmp_path):
 
 def test_made_once(recipe, files):
     before = recipe[1].stat().st_mtime_ns
-    again = compose(recipe[1], temporal=files["ModelT2V"], image=files["all"], subject="zero")
+    again = compose(recipe[1], temporal=files["ModelT2V"], image=files["model"], subject="zero")
     assert not again.made and "is there already, made of the same files" in str(again)
-    assert str(again).splitlines()[1:] == str(recipe[0]).splitlines()[1:4]
+    assert str(again).splitlines()[1:] == str(recipe[0]).splitlines()[1:]
     with pytest.raises(FileExistsError, match="exists and is another adapter: choose another name"):
         compose(recipe[1], temporal=files["ModelT2V"], image=files["MagDiff"], subject="zero")
     with pytest.raises(FileExistsError, match="is another adapter"):

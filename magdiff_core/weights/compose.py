@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..adapter import BASE_PREFIX, AdapterConfig
+from ..adapter import BASE_PREFIX
+from ..config import AdapterConfig
 
 TEMPORAL = "temporal"
 IMAGE = "image"
@@ -23,7 +24,7 @@ WORDS = {TEMPORAL: "layers along time (temporal.*)", IMAGE: "image stream (apa.*
 _NEEDED = {TEMPORAL: "temporal.", IMAGE: "apa.", SUBJECT: "hfa.conv_z."}
 _OWN_FIELDS = {
     IMAGE: ("image_encoder", "projector_heads", "image_tokens", "tokens_per_frame", "negative_picture"),
-    SUBJECT: ("subject_frames",),
+    SUBJECT: ("subject_frames", "affinity"),
 }
 """Fields of the config that describe a part; all others follow the layers along time, or the first part that is there."""
 PROVENANCE = "parts"
@@ -175,13 +176,8 @@ def _zero_branch(weights: Mapping[str, Tensor]) -> Tensor:
 
 def _config(sources: Mapping[str, Source], provenance: Mapping[str, Mapping]) -> AdapterConfig:
     first = next(sources[part].config for part in PART_KEYS if part in sources)
-    known = {field.name for field in fields(AdapterConfig)}
     changes = {
-        name: getattr(sources[part].config, name)
-        for part, names in _OWN_FIELDS.items()
-        if part in sources
-        for name in names
-        if name in known
+        name: getattr(sources[part].config, name) for part, names in _OWN_FIELDS.items() if part in sources for name in names
     }
     from_files = {part: entry for part, entry in provenance.items() if entry["file"] != ZERO}
     licences = {part: entry["licence"] for part, entry in from_files.items()}
