@@ -14,11 +14,12 @@ CLIP = 3 * LENGTH - 2
 
 
 @pytest.fixture
-def stop():
+def stop(monkeypatch):
     """Cancel once the progress bar of a run has passed that many steps, as ComfyUI's own hook does it."""
     import comfy.model_management
     import comfy.utils
 
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0.0)
     before = comfy.utils.PROGRESS_BAR_HOOK
 
     def after(steps: int) -> None:

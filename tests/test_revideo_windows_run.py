@@ -212,8 +212,11 @@ def test_the_size_follows_the_edited_frame(comfy_session):
     assert clip_size(request, source[:1], "custom", 320, 192) == (320, 192)
 
 
-def test_progress_counts_all_windows_and_shows_pictures(edit):
+def test_progress_counts_all_windows_and_shows_pictures(edit, monkeypatch):
     import comfy.utils
+    import latent_preview
+
+    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Latent2RGB)
 
     seen = []
     before = comfy.utils.PROGRESS_BAR_HOOK
@@ -226,6 +229,8 @@ def test_progress_counts_all_windows_and_shows_pictures(edit):
     assert values == sorted(values) and values[-1] == 2 * 2
     assert set(range(1, 5)) <= set(values)
     assert {total for _, total, _ in seen} == {4}
+    previews = [preview for *_, preview in seen if preview]
+    assert len(previews) == 4 and all(kind == "JPEG" and picture.size == (W // 8, H // 8) for kind, picture, _ in previews)
 
 
 def no_region() -> torch.Tensor:
