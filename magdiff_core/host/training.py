@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import comfy.clip_model
 import comfy.model_patcher
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..adapter import AdapterConfig, MagDiffAdapter
 from .adapter_file import adapter_patcher
@@ -15,7 +17,8 @@ from .attach import apply_adapter
 from .call import PartStrengths
 from .conds import LatentsOfArea, SubjectLatents, SubjectTokens
 from .loaded_checkpoint import LoadedCheckpoint
-from .names import COND_LATENTS, COND_TOKENS
+from .names import COND_LATENTS, COND_TOKENS, RUN_CACHE
+from .run_cache import RunCache
 
 
 def _with_gradients(compute: Callable[[], Tensor]) -> Tensor:
@@ -45,15 +48,62 @@ def encode_pictures(loaded: LoadedCheckpoint, pictures: Tensor) -> Tensor:
     return _with_gradients(lambda: vision.model(pixel_values=pixels)[0])
 
 
-class TrainingModel:
-    """A base with an adapter attached as Apply MagDiff Adapter does it, both trainable."""
+class StepCache(RunCache):
+    """What several layers of one training step share: the image tokens, for example, are made once for all of them.
 
-    def __init__(self, model: comfy.model_patcher.ModelPatcher, weights: dict[str, Tensor], config: AdapterConfig) -> None:
+    Nothing here is computed again by gradient checkpointing, which would find it in the cache the second time: so its
+    tensors are kept apart from those that a checkpointed layer drops.
+    """
+
+    def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        if key not in self._values:
+            with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor):
+                self._values[key] = compute()
+        return self._values[key]
+
+
+def checkpointed(handler: Callable) -> Callable:
+    """The handler of a whole layer, which is run again in the backward pass instead of keeping what it computed."""
+
+    def run(layer, x, emb, context, transformer_options, *rest):
+        # Core writes into this dict while the UNet runs: the second run needs what the first one saw.
+        seen, after = dict(transformer_options), {}
+
+        def compute(x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+            options = dict(seen)
+            out = handler(layer, x, emb, context, options, *rest)
+            after.update(options)
+            return out
+
+        out = checkpoint(compute, x, emb, context, use_reentrant=False, preserve_rng_state=False)
+        transformer_options.update(after)
+        return out
+
+    return run
+
+
+class TrainingModel:
+    """A base with an adapter attached as Apply MagDiff Adapter does it, both trainable.
+
+    `checkpoint_layers`: ResBlocks and transformers are computed twice instead of keeping their activations.
+    """
+
+    def __init__(
+        self,
+        model: comfy.model_patcher.ModelPatcher,
+        weights: dict[str, Tensor],
+        config: AdapterConfig,
+        checkpoint_layers: bool = False,
+    ) -> None:
         loaded = adapter_patcher(weights, config)
         self.adapter: MagDiffAdapter = loaded.patcher.model.requires_grad_(True)
         self.base = model.model
         self.base.diffusion_model.requires_grad_(True)
         self.patcher = apply_adapter(model, loaded, PartStrengths())
+        if checkpoint_layers:
+            patches = self.patcher.model_options["transformer_options"]["patches"]
+            name = "forward_timestep_embed_patch"
+            patches[name] = [(kind, checkpointed(handler)) for kind, handler in patches[name]]
 
     def predict(
         self,
@@ -71,25 +121,59 @@ class TrainingModel:
             context: `[B, L, D]` text, one row a clip.
             tokens, latents: with one row a clip, or None.
         """
+        sigma = self.base.model_sampling.sigmas[timestep]
+        scale = (sigma[:, None, None, None, None] ** 2 + 1).sqrt()
+        return self.denoise(x * scale, sigma, context, tokens, latents)[1]
+
+    def denoise(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        tokens: SubjectTokens | None = None,
+        latents: SubjectLatents | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The clean latents that the model sees in `x = clean + sigma * noise` `[B, F, C, h, w]`, `sigma [B]`, and the UNet's own
+        output for them (v or eps), both of that shape. Other arguments as in `predict`."""
         clips, frames = x.shape[:2]
         self.patcher.pre_run()
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)["transformer_options"]
-        sampling = self.base.model_sampling
-        sigma = sampling.sigmas[timestep].repeat_interleave(frames)
-        options.update(wrappers=self.patcher.wrappers, cond_or_uncond=[0] * clips, sigmas=sigma)
+        outputs = []
+
+        def keep_output(executor, *args, **kwargs) -> Tensor:
+            outputs.append(executor(*args, **kwargs))
+            return outputs[-1]
+
+        around_unet = {"magdiff_training": [keep_output], **self.patcher.wrappers.get(WrappersMP.DIFFUSION_MODEL, {})}
+        wide = sigma.repeat_interleave(frames)
+        options.update(
+            wrappers={**self.patcher.wrappers, WrappersMP.DIFFUSION_MODEL: around_unet}, cond_or_uncond=[0] * clips, sigmas=wide
+        )
+        options[RUN_CACHE] = StepCache()
         conds = {}
         if tokens is not None:
             conds[COND_TOKENS] = tokens
         if latents is not None:
             conds[COND_LATENTS] = LatentsOfArea(latents, None)
-        flat = x.flatten(0, 1)
-        wide = sigma[:, None, None, None]
-        # apply_model scales its input and turns the output into a picture; both are undone here.
-        scale = (wide**2 + 1).sqrt()
-        denoised = self.base.apply_model(
-            flat * scale, sigma, None, context.repeat_interleave(frames, 0), None, options, **conds
+        clean = self.base.apply_model(
+            x.flatten(0, 1), wide, None, context.repeat_interleave(frames, 0), None, options, **conds
         )
-        return ((flat / scale - denoised) * scale / wide).unflatten(0, (clips, frames))
+        (output,) = outputs
+        return clean.unflatten(0, (clips, frames)), output.unflatten(0, (clips, frames))
+
+    def target(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """What the UNet should put out for `clean + sigma * noise`: eps, v, or whatever the base's `model_sampling` makes of it.
+
+        All tensors as in `denoise`.
+        """
+        frames = clean.shape[1]
+        wide = sigma.repeat_interleave(frames)
+        x = (clean + sigma[:, None, None, None, None] * noise).flatten(0, 1)
+        # Every prediction is a straight line from the UNet's output to the clean latents.
+        sampling = self.base.model_sampling
+        at_zero = sampling.calculate_denoised(wide, torch.zeros_like(x), x)
+        slope = sampling.calculate_denoised(wide, torch.ones_like(x), x) - at_zero
+        return ((clean.flatten(0, 1) - at_zero) / slope).unflatten(0, clean.shape[:2])
 
     def signal_and_noise(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Shares of clean latent and noise in the input at each timestep, `[B]` each; their squares sum to 1."""
