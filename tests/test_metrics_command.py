@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
+import metric_files
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from magdiff_core.metrics import __main__ as command
@@ -36,12 +36,6 @@ def tree(tmp_path):
     return tmp_path
 
 
-class Colours(torch.nn.Module):
-    def forward(self, clips: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
-        clips = clips.float()
-        return torch.cat((clips.mean((2, 3, 4)), clips.std((2, 3, 4))), 1)
-
-
 def test_psnr_of_folders(tree, capsys):
     arguments = [str(tree / "made"), "--sources", str(tree / "sources"), "--edit-masks", str(tree / "masks")]
     assert command.main([*arguments, "--out", str(tree / "out")]) == 0
@@ -56,8 +50,7 @@ def test_psnr_of_folders(tree, capsys):
 
 
 def test_fvd_of_folders_with_torchscript_after_a_yes(tree, capsys):
-    script = tree / "colours.pt"
-    torch.jit.script(Colours()).save(str(script))
+    script = metric_files.write_script(tree)
     arguments = [str(tree / "made"), "--real", str(tree / "sources"), "--i3d", str(script), "--out", str(tree / "out")]
     arguments += ["--device", "cpu"]
     assert command.main(arguments) == 2

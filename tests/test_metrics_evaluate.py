@@ -7,6 +7,7 @@ import math
 import statistics
 from pathlib import Path
 
+import metric_files
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,7 +15,6 @@ from safetensors.torch import save_file
 from magdiff_core.metrics.evaluation import METRICS
 
 FRAMES, HEIGHT, WIDTH = 4, 40, 56
-WORDS = 49408
 
 
 @pytest.fixture(scope="module")
@@ -24,56 +24,23 @@ def node(pack):
 
 @pytest.fixture(scope="module")
 def peer(pack):
-    """A tiny CLIP of `transformers` that reads CLIP's own vocabulary."""
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(1)
-    with torch.inference_mode(False):
-        return CLIPModel(
-            CLIPConfig(
-                text_config={
-                    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1,
-                    "vocab_size": WORDS, "max_position_embeddings": 77, "eos_token_id": WORDS - 1, "bos_token_id": WORDS - 2,
-                    "pad_token_id": 0,
-                },
-                vision_config={
-                    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1,
-                    "image_size": 32, "patch_size": 8,
-                },
-                projection_dim=16,
-            )
-        ).eval()  # fmt: skip
-
-
-class Colours(torch.nn.Module):
-    """In place of I3D and C3D: the mean colour of a clip, and how it spreads."""
-
-    def forward(self, clips: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
-        clips = clips.float()
-        return torch.cat((clips.mean((2, 3, 4)), clips.std((2, 3, 4))), 1)
+    return metric_files.tiny_clip()
 
 
 @pytest.fixture(scope="module")
 def files(pack, peer):
     """Model files in models/metrics and models/clip_vision of the base directory."""
     import folder_paths
-    from transformers import ViTConfig, ViTModel
 
     metrics, vision = Path(folder_paths.models_dir, "metrics"), Path(folder_paths.models_dir, "clip_vision")
     for folder in (metrics, vision):
         folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.contiguous() for key, value in peer.state_dict().items()}
-    save_file(state, metrics / "clip_tiny.safetensors")
     save_file({key: value for key, value in state.items() if key.startswith("vis")}, vision / "half_tiny.safetensors")
     save_file({key: value for key, value in state.items() if key != "text_projection.weight"}, vision / "no_projection.safetensors")
-    torch.manual_seed(2)
-    with torch.inference_mode(False):
-        config = ViTConfig(
-            hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, image_size=32, patch_size=16
-        )
-        dino = ViTModel(config, add_pooling_layer=False)
-        dino.save_pretrained(metrics / "dino")
-        torch.jit.script(Colours()).save(str(metrics / "colours.pt"))
+    metric_files.write_clip(metrics)
+    metric_files.write_dino(metrics)
+    metric_files.write_script(metrics)
     return {
         "clip": "clip_tiny.safetensors",
         "half": "half_tiny.safetensors",
@@ -219,7 +186,7 @@ def test_a_list_of_clips_is_measured_together(node, files):
 def test_fvd_of_lists_states_files_counts_and_its_limits(node, files):
     made, real = [clip(seed, 10) for seed in range(3)], [clip(seed, 10) * 0.5 for seed in range(10, 14)]
     text, plot, document = run(node, made, i3d=files["script"], allow=True, real_clips=real)
-    features = [torch.stack([Colours()(a.movedim(-1, 0)[None] * 2 - 1)[0] for a in clips]) for clips in (made, real)]
+    features = [torch.stack([metric_files.Colours()(a.movedim(-1, 0)[None] * 2 - 1)[0] for a in clips]) for clips in (made, real)]
     assert document["metrics"]["fvd"]["value"] > 0 and "clips" not in document["metrics"]["fvd"]
     # the means differ by a half in each colour (by 0.5 of 1 in the range -1..1), which is the most of it
     means = (features[0].mean(0) - features[1].mean(0)).square().sum()

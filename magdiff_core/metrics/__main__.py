@@ -116,7 +116,7 @@ def measure_folder(options: Mapping, progress: Callable[[int, int, str], None] =
         done += 1
         progress(done, total, name)
     for name, path in real.items():
-        evaluator.add_real(read_clip(path, frames))
+        evaluator.add_real(read_clip(path, frames, options["stride"]))
         done += 1
         progress(done, total, name)
     return evaluator.finish()
@@ -133,10 +133,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=text)
     add_model_options(parser)
     parser.add_argument("--frames", type=int, help="use the first so many frames of each clip")
+    parser.add_argument("--stride", type=int, default=1, help="use every so many-th frame of the real clips (default 1)")
     parser.add_argument("--out", type=Path, default=Path("output/metrics"), help="folder for the results")
     options = vars(parser.parse_args(arguments))
-    if options["frames"] is not None and options["frames"] < 1:
-        parser.error(f"--frames is {options['frames']}: at least 1 is needed")
+    for name in ("frames", "stride"):
+        if options[name] is not None and options[name] < 1:
+            parser.error(f"--{name} is {options[name]}: at least 1 is needed")
     try:
         text = write_results(measure_folder(options), options["out"])
     except ValueError as error:

@@ -31,7 +31,7 @@ def find_clips(folder: Path) -> dict[str, Path]:
         raise ValueError(f"there is no folder {folder}")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
-        is_clip = any(_pictures(path)) if path.is_dir() else path.suffix.lower() in (*VIDEOS, *PICTURES)
+        is_clip = any(pictures_of(path)) if path.is_dir() else path.suffix.lower() in (*VIDEOS, *PICTURES)
         if not is_clip or path.name.startswith("."):
             continue
         name = path.name if path.is_dir() else path.stem
@@ -43,28 +43,31 @@ def find_clips(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_of(folder: Path) -> list[Path]:
+    """Picture files of a folder in natural order."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
     return sorted(files, key=lambda path: natural(path.name))
 
 
-def read_clip(path: Path, frames: int | None = None) -> Tensor:
+def read_clip(path: Path, frames: int | None = None, stride: int = 1) -> Tensor:
     """A video file, a picture or a folder of pictures as `[F, H, W, 3]` in 0..1.
 
     Args:
         path: as `find_clips` gives it.
         frames: only the first so many.
+        stride: only every so many-th.
 
     Raises:
         ValueError: the file cannot be read, has fewer frames than wanted, or pictures of several sizes.
         ImportError: a video, and PyAV is not installed.
     """
     try:
-        arrays = _read_video(path, frames) if path.suffix.lower() in VIDEOS else _read_pictures(path, frames)
+        arrays = _read_video(path, frames, stride) if path.suffix.lower() in VIDEOS else _read_pictures(path, frames, stride)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if frames is not None and len(arrays) < frames:
-        raise ValueError(f"{path} has {len(arrays)} frames, {frames} are wanted")
+        every = f" with a stride of {stride}" if stride > 1 else ""
+        raise ValueError(f"{path} has {len(arrays)} frames{every}, {frames} are wanted")
     if not arrays:
         raise ValueError(f"{path} has no frames")
     sizes = {array.shape for array in arrays}
@@ -73,22 +76,24 @@ def read_clip(path: Path, frames: int | None = None) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).float() / 255
 
 
-def _read_video(path: Path, frames: int | None) -> list[np.ndarray]:
+def _read_video(path: Path, frames: int | None, stride: int) -> list[np.ndarray]:
     try:
         import av
     except ImportError as error:
         raise ImportError("video files are read with PyAV, which ComfyUI brings: run `pip install av`") from error
     arrays = []
     with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
+        for number, frame in enumerate(container.decode(video=0)):
+            if number % stride:
+                continue
             arrays.append(frame.to_ndarray(format="rgb24"))
             if len(arrays) == frames:
                 break
     return arrays
 
 
-def _read_pictures(path: Path, frames: int | None) -> list[np.ndarray]:
-    files = _pictures(path)[:frames] if path.is_dir() else [path]
+def _read_pictures(path: Path, frames: int | None, stride: int) -> list[np.ndarray]:
+    files = pictures_of(path)[::stride][:frames] if path.is_dir() else [path]
     arrays = []
     for file in files:
         with Image.open(file) as picture:
