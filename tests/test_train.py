@@ -256,6 +256,27 @@ def test_a_group_of_motion_clips_differs_in_the_motion_alone(config, autoencoder
     assert procedural.FRAMES == drawn.latents.shape[1]
 
 
+def test_a_group_of_token_clips_differs_in_the_look_alone_and_no_prompt_names_it(comfy_session):
+    from magdiff_core.data import procedural
+    from magdiff_core.train import batches
+
+    spec = batches.draw_clips(64, torch.Generator().manual_seed(3), batches.TOKENS)
+    for first in range(0, 64, batches.GROUP):
+        members = spec.select(slice(first, first + batches.GROUP))
+        for name in ("motion", "background_colour", "pattern", "centre", "radius", "rotation", "speed", "shading"):
+            values = getattr(members, name)
+            assert torch.equal(values, values[:1].expand_as(values)), name
+        assert torch.equal(members.colour_jitter[:, 2], members.colour_jitter[:1, 2].expand(batches.GROUP, 3))
+    assert len(set(spec.colour.tolist())) == len(procedural.COLOURS)
+    assert not procedural.held_out_subject(spec.shape, spec.colour).any()
+    assert not (spec.background_colour == spec.colour).any() and not (spec.background_colour == spec.second_colour).any()
+    looks = {*procedural.TEXTURES, *(procedural.COLOURS[int(i)] for i in spec.colour)}
+    prompts = batches.draw_prompts(spec, torch.Generator().manual_seed(4), shape_only=True)
+    for prompt, ground in zip(prompts, spec.background_colour):
+        named = set(prompt.split()) & looks - {procedural.COLOURS[int(ground)], "striped", "checkered", "dotted", "plain"}
+        assert not named, prompt
+
+
 def test_the_loss_weighs_the_subject_and_for_motion_all_that_it_sweeps(comfy_session):
     from magdiff_core.train import batches
 

@@ -5,7 +5,7 @@ API (stable):
 - `sample(count, generator, split="train") -> ClipSpec`: everything random about `count` clips, as tensors with one row a
   clip. `split="test"` draws only (shape, colour) and (background colour, pattern) pairs that "train" never draws.
 - `render(spec) -> (frames [B, 8, 64, 64, 3] in 0..1, subject_mask [B, 8, 64, 64] in 0..1)`, float32.
-- `caption(spec, generator=None) -> list[str]`: one prompt a clip (a random template with a generator, else the first).
+- `caption(spec, generator=None, template=0) -> list[str]`: one prompt a clip (a random template with a generator).
 - `cross_pairs(count, generator, split="test") -> (source, target)`: two specs with the same subject at the same start
   pose; the target has another background colour and another motion. The reference of the target is the source's frame 0.
 - `other_pose(spec, generator) -> ClipSpec`: the same subjects at another place, size and angle.
@@ -295,9 +295,9 @@ def render_subject(spec: ClipSpec, frames: int = FRAMES) -> tuple[torch.Tensor, 
     return ((first * (1 - weight) + second * weight) * shade).clamp(0, 1), subject_mask
 
 
-def caption(spec: ClipSpec, generator: torch.Generator | None = None) -> list[str]:
-    """One prompt a clip; with a generator a random template (one of them names only the shape), else the first."""
-    choice = torch.zeros(len(spec), dtype=torch.long)
+def caption(spec: ClipSpec, generator: torch.Generator | None = None, template: int = 0) -> list[str]:
+    """One prompt a clip, from `TEMPLATES[template]`, or with a generator from a random one (the last names only the shape)."""
+    choice = torch.full((len(spec),), template)
     if generator is not None:
         choice = torch.randint(len(TEMPLATES), (len(spec),), generator=generator)
     return [

@@ -16,7 +16,8 @@ PROMPTS = "prompts"
 PLAIN = "plain"
 """No subject at all: text-to-video."""
 TOKENS = "tokens"
-"""Image tokens without subject latents, so that the tokens have to carry the subject."""
+"""Image tokens without subject latents, so that the tokens have to carry the subject. In groups of clips (`GROUP`) with one
+scene, pose, motion and noise, but subjects of other looks, and prompts that name only their shape."""
 LATENTS = "latents"
 """Subject latents without image tokens."""
 EDIT = "edit"
@@ -26,8 +27,10 @@ MOTION = "motion"
 """As GENERATE, in groups of clips (`GROUP`) that differ in the motion alone, noise included, so that only the motion's word
 can tell them apart. Measured: after 3200 steps without them the word had no effect at all; with them it has one within 125."""
 
-KINDS = ((PLAIN, 0.06), (TOKENS, 0.14), (LATENTS, 0.04), (EDIT, 0.18), (MOTION, 0.28), (GENERATE, 0.3))
+KINDS = ((PLAIN, 0.05), (TOKENS, 0.22), (LATENTS, 0.04), (EDIT, 0.18), (MOTION, 0.22), (GENERATE, 0.29))
 GROUP = 4
+LOOK = ("shape", "blob", "colour", "second_colour", "texture", "texture_angle", "texture_cycles", "texture_phase", "spots")
+"""Fields of a clip that its subject's look consists of, with two thirds of `colour_jitter`."""
 SUBJECT_WEIGHT = 4.0
 """Added weight of the loss where the subject is: it covers a twelfth of the picture and carries identity and motion."""
 SWEPT_WEIGHT = 20.0
@@ -65,10 +68,11 @@ def draw_kind(generator: torch.Generator) -> str:
     return GENERATE
 
 
-def draw_prompts(spec: procedural.ClipSpec, generator: torch.Generator) -> list[str]:
-    """Captions in random templates; some empty (for guidance), some words unknown."""
+def draw_prompts(spec: procedural.ClipSpec, generator: torch.Generator, shape_only: bool = False) -> list[str]:
+    """Captions in random templates, or in the one that names only the shape; some empty (for guidance), some words unknown."""
     prompts = []
-    for text in procedural.caption(spec, generator):
+    captions = procedural.caption(spec, template=-1) if shape_only else procedural.caption(spec, generator)
+    for text in captions:
         if float(torch.rand(1, generator=generator)) < NO_TEXT:
             prompts.append("")
             continue
@@ -102,13 +106,22 @@ def reference_pictures(
 
 
 def draw_clips(count: int, generator: torch.Generator, kind: str) -> procedural.ClipSpec:
-    """Training clips; those of a `MOTION` batch are `GROUP` of each kind, with different motions."""
-    if kind != MOTION:
+    """Training clips; those of a `MOTION` or `TOKENS` batch come in groups that differ in the motion, or the subject's look."""
+    if kind not in (MOTION, TOKENS):
         return procedural.sample(count, generator)
     clips = -(-count // GROUP)
     spec = procedural.sample(clips, generator).select(torch.arange(clips).repeat_interleave(GROUP)[:count])
-    orders = [torch.randperm(len(procedural.MOTIONS), generator=generator)[:GROUP] for _ in range(clips)]
-    return spec.replace(motion=torch.cat(orders)[:count])
+    if kind == MOTION:
+        orders = [torch.randperm(len(procedural.MOTIONS), generator=generator)[:GROUP] for _ in range(clips)]
+        return spec.replace(motion=torch.cat(orders)[:count])
+    other = procedural.sample(count, generator)
+    # A subject of the background's colour would not be seen: such a one keeps the look that it has.
+    unseen = (other.colour == spec.background_colour) | (other.second_colour == spec.background_colour)
+    jitter = torch.cat([other.colour_jitter[:, :2], spec.colour_jitter[:, 2:]], 1)
+    looks = {name: getattr(other, name) for name in LOOK} | {"colour_jitter": jitter}
+    return spec.replace(**{
+        name: torch.where(unseen.view(-1, *[1] * (look.ndim - 1)), getattr(spec, name), look) for name, look in looks.items()
+    })  # fmt: skip
 
 
 def loss_weight(subject_share: Tensor, kind: str) -> Tensor:
@@ -147,7 +160,7 @@ def draw_batch(
     """A batch of one kind, a random one by default. `black`: levels of the black picture, from `encode_pyramid` of one."""
     kind = kind or draw_kind(generator)
     spec = draw_clips(count, generator, kind)
-    group = min(GROUP, count) if kind == MOTION else 1
+    group = min(GROUP, count) if kind in (MOTION, TOKENS) else 1
     subject, subject_mask = procedural.render_subject(spec)
     behind = procedural.background(spec)
     opacity = subject_mask[..., None]
@@ -157,7 +170,7 @@ def draw_batch(
     latents = encode(autoencoder, frames)
     share = torch.nn.functional.adaptive_avg_pool2d(subject_mask, tuple(latents.shape[-2:]))[:, :, None]
     weight = loss_weight(share, kind)
-    prompts = draw_prompts(spec, generator)
+    prompts = draw_prompts(spec, generator, kind == TOKENS)
     if kind in (PROMPTS, PLAIN):
         return Batch(kind, latents, prompts, weight, None, None)
     if kind == EDIT:
