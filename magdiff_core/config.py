@@ -52,10 +52,10 @@ class ScheduleConfig:
 class AdapterConfig:
     """Facts about an adapter that its tensors do not tell. Stored as JSON under `config` in the file's metadata.
 
-    `base`: family of the base in words. `prediction`: "eps" or "v". `latent_scale`: factor of the base's VAE latents.
-    `frames`: clip length of the training. `projector_heads`: attention heads of the Resampler. `clip_norm`: GroupNorm of
-    ResBlocks and of the last norm runs over the clip. `licence`, `trained_from`: words for people.
-    `base_hashes`: LDM key -> hash of the base tensor that `base.<key>` is a difference to.
+    `base`: family of the base in words. `text_width`: width of its text, 0 = not known. `prediction`: "eps" or "v".
+    `latent_scale`: factor of the base's VAE latents. `frames`: clip length of the training. `projector_heads`: attention heads of
+    the Resampler. `clip_norm`: GroupNorm of ResBlocks and of the last norm runs over the clip. `licence`, `trained_from`: words
+    for people. `base_hashes`: LDM key -> hash of the base tensor that `base.<key>` is a difference to.
 
     How the layers are to be run, by default as in MagDiff:
     `temporal_on_one_frame`: Temp-Conv acts on clips of one frame. `temporal_heads`: attention heads of layers that follow a
@@ -70,6 +70,7 @@ class AdapterConfig:
     """
 
     base: str = "SD2.1"
+    text_width: int = 0
     prediction: str = "eps"
     latent_scale: float = 0.18215
     frames: int = 8

@@ -33,7 +33,8 @@ def ldm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_adapter(model, weights: dict[str, Tensor], config, strengths: PartStrengths | None = None, **changes):
-    """`model` with an adapter of these weights; `changes` to its configuration."""
+    """`model` with an adapter of these weights; `changes` to its configuration, for a base whose text may be of another width."""
+    changes.setdefault("text_width", 0)
     loaded = adapter_patcher(weights, dataclasses.replace(config, **changes))
     return apply_adapter(model, loaded, strengths or PartStrengths())
 

@@ -143,6 +143,17 @@ def test_a_clip_longer_than_the_position_table(comfy_session, spatial):
         predict(model, random_latent(frames=25), *(conditioning(random_text(seed)) for seed in (11, 12)))
 
 
+def test_another_base_is_refused(comfy_session, spatial):
+    """SD2.1 has streams of the same width; its text is wider."""
+    from peer_run import base_model, ldm_names, with_adapter
+
+    parts = read_animatediff(own_layout(randomise(motion_adapter(mid=False), seed=2)))
+    assert parts.config.text_width == 768
+    base = base_model(ldm_names(spatial.state_dict()), heads=HEADS_SD15)
+    with pytest.raises(ValueError, match="SD1.5 checkpoint, whose text is 768 wide; this MODEL reads 48"):
+        with_adapter(base, parts.adapter, parts.config, text_width=768)
+
+
 def test_file(comfy_session, tmp_path):
     """A pickle as AnimateDiff publishes them, under `state_dict` and with `module.` before the names."""
     from magdiff_core.host.adapter_file import load_adapter_file
@@ -170,7 +181,7 @@ def without(weights: dict, *starts: str) -> dict:
     ("change", "words"),
     [
         (lambda w: without(w, "down_blocks.1.motion_modules.1.temporal_transformer.proj_out.bias"), ("1 of", "input_blocks.5.1")),
-        (lambda w: without(w, "up_blocks.0"), ("66 of", "output_blocks.0.0")),
+        (lambda w: without(w, "up_blocks.0"), ("78 of", "output_blocks.0.0")),
         (lambda w: without(w, "down_blocks.3", "up_blocks.3", "mid_block"), ("SDXL", "3 levels", "mm_sd_v15_v2")),
         (lambda w: without(w, "down_blocks.1", "down_blocks.2", "down_blocks.3"), ("1 levels", "a part of a file")),
         (lambda w: {**w, "something.else": torch.ones(1)}, ("1 of its", "something.else", "mixed")),

@@ -94,7 +94,7 @@ def test_another_first_convolution_is_refused():
 
 def test_a_partial_file_is_refused():
     weights = {key: value for key, value in small(9).items() if not key.startswith("up_blocks.2")}
-    with pytest.raises(ValueError, match="66 of .* missing"):
+    with pytest.raises(ValueError, match="78 of .* missing"):
         read_pia(weights)
 
 

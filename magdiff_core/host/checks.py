@@ -72,6 +72,15 @@ def check_base(model: ModelPatcher, adapter: MagDiffAdapter) -> None:
         raise ValueError(
             f"the adapter was trained on latents scaled by {config.latent_scale}, this MODEL scales by {scale}: load {config.base}"
         )
+    blocks = (layer for layer in unet.modules() if isinstance(layer, BasicTransformerBlock))
+    text_width = next((block.attn2.to_k.in_features for block in blocks), 0)
+    if config.text_width not in (0, text_width):
+        # The streams of SD1.5 and SD2.1 are equally wide: nothing else would tell one from the other.
+        names = {768: "SD1.5", 1024: "SD2.1", 2048: "SDXL"}
+        raise ValueError(
+            f"the adapter was trained on {config.base}, whose text is {config.text_width} wide; this MODEL reads {text_width} "
+            f"({names.get(text_width, 'another base')}): load {config.base}"
+        )
     if adapter.temporal is not None:
         for site in adapter.temporal.conv.sites:
             width = adapter.temporal.conv.find(site).layers[0].norm.num_channels

@@ -24,6 +24,7 @@ from .unet_names import UnetNames
 LEVELS = 4
 """Levels of SD1.5's UNet; the deepest one has no spatial transformers."""
 HEADS = 8
+TEXT_WIDTH = 768
 LCM_POSITIONS = 64
 POSITION_TOLERANCE = 5e-3
 """Largest difference of a stored position table to the formula: half precision keeps it within 5e-4."""
@@ -111,6 +112,7 @@ def motion_config(motion: MotionModules, **changes) -> AdapterConfig:
     """How these motion modules are run, each layout as its own code does."""
     facts = {
         "base": "an SD1.5 checkpoint",
+        "text_width": TEXT_WIDTH,
         "frames": 16,
         "clip_norm": motion.own_layout and motion.version == V1,
         "temporal_heads": HEADS,
@@ -125,7 +127,9 @@ def motion_config(motion: MotionModules, **changes) -> AdapterConfig:
 def read_animatediff(state_dict: Mapping[str, Tensor]) -> ReadCheckpoint:
     """The motion modules as an adapter for SD1.5. Raises ValueError as `read_motion_modules`."""
     motion = read_motion_modules(state_dict)
-    return ReadCheckpoint(layout=motion.version, unet={}, adapter=motion.adapter, config=motion_config(motion), unused=motion.unused)
+    return ReadCheckpoint(
+        layout=motion.version, unet={}, adapter=motion.adapter, config=motion_config(motion), unused=motion.unused
+    )
 
 
 def _inner_name(rest: str) -> str | None:

@@ -109,6 +109,7 @@ def _config(layout: str, adapter: Mapping[str, Tensor]) -> AdapterConfig:
         layer, width = "penultimate", adapter["projector.proj_in.weight"].shape[1]
     return AdapterConfig(
         base="an SD1.5 checkpoint",
+        text_width=adapter["apa.middle_block.1.transformer_blocks.0.to_k_image.weight"].shape[1],
         projector_heads=heads,
         image_tokens=TOKENS_OF_PICTURE,
         negative_picture=ZERO_PICTURE,
