@@ -20,6 +20,7 @@ from diffusers_models import (
 )
 
 from magdiff_core.adapter import MagDiffAdapter
+from magdiff_core.weights.adapter_layouts import read_adapter_weights
 from magdiff_core.weights.families import families_of
 from magdiff_core.weights.pia import AFFINITY, read_pia
 
@@ -101,3 +102,8 @@ def test_a_partial_file_is_refused():
 def test_a_trainers_checkpoint_with_a_plain_convolution_is_animatediff():
     parts = read_pia(small(4))
     assert parts.layout == "AnimateDiff v2" and "hfa.conv_z.weight" not in parts.adapter and "conv_in.weight" in parts.unused
+
+
+def test_what_is_not_used_is_said(caplog):
+    read_adapter_weights(small(9), {})
+    assert "2 of its tensors are not used, such as conv_in.weight[:, :4]" in caplog.text

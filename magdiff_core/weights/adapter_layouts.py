@@ -47,6 +47,13 @@ def read_adapter_weights(state_dict: Mapping[str, Tensor], metadata: Mapping[str
                 released.layout,
                 len(released.adapter),
             )
+        elif released.unused:
+            # The rest of a whole model is not wanted here anyhow.
+            _log.warning(
+                "%d of its tensors are not used, such as %s: the base keeps its own weights for them",
+                len(released.unused),
+                released.unused[0],
+            )
         return released.adapter, released.config
     if any(key.startswith(PARTS) for key in state_dict):
         raise ValueError(

@@ -9,14 +9,14 @@ _KINDS = (
     # (what some key must match, what the file is, what to do with it)
     (r".*(?:lora_up|lora_down|lora_A|lora_B|lora\.up|lora\.down).*", "a LoRA", "load it with Load LoRA"),
     (r"(?:control_model\.|.*input_hint_block|.*controlnet_cond_embedding).*", "a ControlNet", "load it with Load ControlNet Model"),
-    (r".*motion_modules\..*", "an AnimateDiff motion module", "it belongs to AnimateDiff nodes"),
-    (r"(?:ip_adapter|image_proj)\..*", "an IP-Adapter", "it belongs to IP-Adapter nodes"),
+    (r".*motion_modules\..*", "a part of an AnimateDiff motion module", "use the file as it was published"),
+    (r"(?:ip_adapter|image_proj)\..*", "a part of an IP-Adapter", "use the file as it was published"),
     (
         r".*(?:temopral_conv|framestride_embed|fps_embedding).*",
         "a part of a VideoCrafter or DynamiCrafter model",
         "use model.ckpt as it was published",
     ),
-    (r".*(?:temp_attentions|transformer_in)\..*", "a ModelScope or zeroscope model", "this pack cannot load it"),
+    (r".*(?:temp_attentions|transformer_in)\..*", "a part of a ModelScope or zeroscope model", "use the file as it was published"),
     (r".*time_stack\..*", "a Stable Video Diffusion model", "load it with Image Only Checkpoint Loader"),
     (r"model\.diffusion_model\..*", "a whole checkpoint", "load it with a checkpoint loader"),
     (r"(?:down_blocks|mid_block|up_blocks)\..*|unet\..*", "a diffusers UNet", "load it with Load Diffusion Model"),
