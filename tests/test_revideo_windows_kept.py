@@ -200,6 +200,8 @@ def test_what_cannot_be_described_is_never_the_same(identity_of):
     assert identity_of(object()) != identity_of(object())
     thing = iter([1])
     assert identity_of(thing) != identity_of(thing)
+    sparse = torch.eye(2).to_sparse()
+    assert identity_of(sparse) != identity_of(sparse), "no error either"
 
 
 def test_a_model_is_known_by_its_weights_and_patches(pack, identity_of, loaded, file):  # noqa: F811

@@ -102,7 +102,7 @@ def test_one_window_is_the_plain_chain_exactly(pack, edit, loaded, encoders, fol
     frames, references, text = edit(source_frames=source, tracks=paths)
     assert torch.equal(frames, plain_chain(pack, loaded, encoders, source, paths, clip(1)))
     assert references.shape == (1, H, W, 3) and torch.equal(references, clip(1))
-    assert text.startswith(f"{LENGTH} frames of {W}x{H} in 1 windows of {LENGTH}")
+    assert text.startswith(f"{LENGTH} frames of {W}x{H} in 1 window of {LENGTH}")
     assert not list(folder.glob("*")), "a single window is nothing to go on from"
 
 

@@ -167,8 +167,9 @@ def edit_long_clip(
         log.info("ReVideo Long Video: %s", notes[-1])
     progress(len(windows), 0)
     store.remove(digests)
-    lengths = f"{request.frames} frames of {width}x{height} in {len(windows)} windows of {windows[0].stop}"
-    return LongClip(frames, torch.cat(references), "\n".join([lengths, *notes]))
+    count = "1 window" if len(windows) == 1 else f"{len(windows)} windows"
+    head = f"{request.frames} frames of {width}x{height} in {count} of {windows[0].stop}"
+    return LongClip(frames, torch.cat(references), "\n".join([head, *notes]))
 
 
 def _part(request: EditRequest, frames: slice) -> EditRequest:

@@ -53,7 +53,10 @@ class _Digests:
             return _hash("cycle")
         if key not in self._known:
             self._open.add(key)
-            kind, parts = _parts(value)
+            try:
+                kind, parts = _parts(value)
+            except Exception as error:  # a kind of tensor or object that others made, and that cannot be read
+                kind, parts = _unknown(value, error)
             self._known[key] = _hash(kind, *(self.of(part) for part in parts))
             self._kept.append(value)
             self._open.remove(key)
@@ -94,8 +97,8 @@ def _parts(value: object) -> tuple[str, list]:
         numbers = {name: item for name, item in vars(value).items() if isinstance(item, (bool, int, float, str))}
         return "module", [type(value), numbers, *_weights(value, {})]
     if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return "function", [_name(value), value.__defaults__, value.__kwdefaults__, cells]
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        return "function", [_name(value), value.__defaults__, value.__kwdefaults__, held]
     if isinstance(value, types.MethodType):
         return "method", [value.__func__, value.__self__]
     if isinstance(value, types.BuiltinFunctionType):
@@ -104,7 +107,12 @@ def _parts(value: object) -> tuple[str, list]:
         return "partial", [value.func, value.args, value.keywords]
     if hasattr(value, "__dict__"):
         return "object", [type(value), vars(value)]
-    log.info("a %s on a model cannot be recognised again: an interrupted clip will start anew", type(value).__name__)
+    return _unknown(value)
+
+
+def _unknown(value: object, error: Exception | None = None) -> tuple[str, list]:
+    why = "" if error is None else f" ({error})"
+    log.warning("a %s on a model cannot be recognised again%s: an interrupted clip will start anew", type(value).__name__, why)
     return "unknown", [uuid.uuid4().hex]
 
 
