@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import comfy.clip_model
 import comfy.model_patcher
+import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -174,6 +175,10 @@ class TrainingModel:
         at_zero = sampling.calculate_denoised(wide, torch.zeros_like(x), x)
         slope = sampling.calculate_denoised(wide, torch.ones_like(x), x) - at_zero
         return ((clean.flatten(0, 1) - at_zero) / slope).unflatten(0, clean.shape[:2])
+
+    def ddim_sigmas(self, steps: int) -> Tensor:
+        """`[steps + 1]`, falling to 0: those of KSampler with the scheduler ddim_uniform."""
+        return comfy.samplers.calculate_sigmas(self.base.model_sampling, "ddim_uniform", steps)
 
     def signal_and_noise(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Shares of clean latent and noise in the input at each timestep, `[B]` each; their squares sum to 1."""

@@ -1,4 +1,5 @@
-"""`python -m magdiff_core.train {autoencoder,encoder,diffusion,export}`: trains the small model and writes its two files."""
+"""`python -m magdiff_core.train adapter`: trains an adapter for a base on clips of one's own, see docs/training.md.
+`python -m magdiff_core.train {autoencoder,encoder,diffusion,export}`: trains the small model and writes its two files."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 from pathlib import Path
 
 from ..host import session
+from . import adapter_command
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,10 +35,15 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--autoencoder", type=Path, help="autoencoder.pt; untrained when left out")
     command.add_argument("--encoder", type=Path, help="subject_encoder.pt; untrained when left out")
     command.add_argument("--diffusion", type=Path, help="state.pt of the last stage; untrained when left out")
-    options = vars(parser.parse_args(arguments))
+    adapter_command.add_arguments(commands.add_parser("adapter", help="an adapter for any base, on your own clips"))
+    parsed = parser.parse_args(arguments)
+    options = vars(parsed)
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     session.start()
+    if parsed.command == "adapter":
+        adapter_command.run(parsed)
+        return
     import torch
 
     command = options.pop("command")

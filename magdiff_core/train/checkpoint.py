@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+
+DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What a full disk becomes: torch and safetensors have errors of their own for it."""
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
     """Calls `write(temporary_path)`, then moves the result to `path` in one step.
 
-    When `write` raises, or the process dies in it, an older file at `path` stays as it was.
+    When `write` raises, or the process dies in it, an older file at `path` stays as it was. Raises OSError naming file and
+    free space when the disk is full or refuses.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,6 +26,10 @@ def write_atomically(path: str | os.PathLike, write) -> None:
         write(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
+    except DISK_ERRORS as error:
+        kept = "the one from before is still there" if path.exists() else "nothing was written"
+        free = shutil.disk_usage(path.parent).free / 1e9
+        raise OSError(f"cannot write {path} ({error}): {kept}. {free:.1f} GB are free there: make room, then resume") from error
     finally:
         temporary.unlink(missing_ok=True)
 
