@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..magdiff_core.host.metric_models import CLIP_FOLDERS, file_names, load_models
+from ..magdiff_core.host.metric_models import CLIP_FOLDERS, file_names, load_models, put_away
 from ..magdiff_core.host.progress import frame_counter
 from ..magdiff_core.metrics.evaluation import Evaluator
 from ..magdiff_core.metrics.inputs import MeasuredClip
@@ -131,11 +131,14 @@ class EvaluateClips(io.ComfyNode):
         steps = networks * sum(len(clip) for clip in frames) + sum(len(clip) for clip in real_clips)
         each_frame = frame_counter(steps)
         evaluator = Evaluator(models, lambda count: [each_frame() for _ in range(count)])
-        for clip in clips:
-            evaluator.add(clip)
-        for clip in real_clips:
-            evaluator.add_real(clip)
-        result = evaluator.finish()
+        try:
+            for clip in clips:
+                evaluator.add(clip)
+            for clip in real_clips:
+                evaluator.add_real(clip)
+            result = evaluator.finish()
+        finally:
+            put_away(models)
         text, plot = as_text(result), draw_plot(result)
         shown = ui.PreviewImage(plot, cls=cls).as_dict()
         return io.NodeOutput(text, plot, as_json(result), ui={**shown, "text": [text]})

@@ -204,6 +204,25 @@ def test_inception_score_and_short_clips_are_stated(node, files):
     assert "Clips of 8 frames were slowed down to 16" in text and "too low" in text
 
 
+def test_networks_and_progress_go_over_every_frame_once(node, files, monkeypatch):
+    import sys
+
+    module = sys.modules[node.__module__]
+    totals, ticks = [], []
+
+    def counter(total):
+        totals.append(total)
+        return lambda: ticks.append(1)
+
+    monkeypatch.setattr(module, "frame_counter", counter)
+    made, real = [clip(seed, 18) for seed in range(2)], [clip(seed, 18) for seed in range(3)]
+    run(
+        node, made, clip=files["clip"], dino=files["dino"], i3d=files["script"], c3d=files["script"], allow=True,
+        subject=clip(1, 1), real_clips=real,
+    )  # fmt: skip
+    assert totals == [4 * 36 + 54] == [len(ticks)]
+
+
 def test_torchscript_is_refused_unless_it_was_allowed(node, files):
     with pytest.raises(ValueError, match="colours.pt is TorchScript.*allow_torchscript"):
         run(node, [clip(seed, 10) for seed in range(2)], i3d=files["script"], real_clips=[clip(9, 10)] * 2)

@@ -153,6 +153,28 @@ def test_halves_of_different_clips_are_refused(peer):
         read_clip(state, "mixed.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("width", "heads", "activation"),
+    [(768, 12, "quick_gelu"), (1024, 16, "quick_gelu"), (1280, 16, "gelu"), (1664, 16, "gelu")],
+    ids=["B", "L", "H", "bigG"],
+)
+def test_heads_and_activation_of_published_sizes(width, heads, activation):
+    zero = torch.zeros(1)
+    state = {
+        "visual.conv1.weight": zero.expand(width, 3, 2, 2), "visual.class_embedding": zero.expand(width),
+        "visual.positional_embedding": zero.expand(5, width), "visual.proj": zero.expand(width, 8),
+    }  # fmt: skip
+    for name in ("ln_pre", "ln_post", "transformer.resblocks.0.ln_1", "transformer.resblocks.0.ln_2"):
+        state |= {f"visual.{name}.{kind}": zero.expand(width) for kind in ("weight", "bias")}
+    at = "visual.transformer.resblocks.0"
+    for name, (out, before) in {
+        "attn.in_proj_": (3 * width, width), "attn.out_proj.": (width, width), "mlp.c_fc.": (8, width), "mlp.c_proj.": (width, 8),
+    }.items():  # fmt: skip
+        state |= {f"{at}.{name}weight": zero.expand(out, before), f"{at}.{name}bias": zero.expand(out)}
+    sizes = read_clip(state, "published")[0].sizes
+    assert (sizes.heads, sizes.activation, sizes.side) == (heads, activation, 4)
+
+
 @pytest.fixture(scope="module")
 def dino_peer():
     from transformers import ViTConfig, ViTModel

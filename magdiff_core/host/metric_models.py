@@ -98,3 +98,10 @@ def load_models(clip: str, dino: str, i3d: str, c3d: str, allow_torchscript: boo
         i3d=_load("i3d", i3d, (FOLDER,), load.load_i3d, allow_torchscript),
         c3d=_load("c3d", c3d, (FOLDER,), load.load_c3d, allow_torchscript),
     )
+
+
+def put_away(models: Models) -> None:
+    """Take TorchScript networks off the device: core does not know of them, so it could not make room."""
+    for model in (models.i3d, models.c3d):
+        if model is not None and isinstance(model.module, torch.jit.ScriptModule):
+            model.module.to(comfy.model_management.unet_offload_device())
