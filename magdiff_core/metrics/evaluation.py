@@ -155,9 +155,8 @@ class Evaluator:
         if text is not None:
             self._keep("textual_alignment", similarity.with_each(features, text))
         if was_cut:
-            self.result.warnings.append(
-                f"the prompt is longer than CLIP reads; it was cut after 75 words and signs: {clip.prompt!r}"
-            )
+            places = encoder.text_tower.sizes.positions - 2
+            self.result.warnings.append(f"the prompt is longer than CLIP reads, {places} words and signs: {clip.prompt!r}")
         if len(features) > 1:
             self._keep("consistency_consecutive", similarity.consecutive_pairs(features))
             self._keep("consistency_all_pairs", similarity.all_pairs(features))
