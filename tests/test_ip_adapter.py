@@ -81,6 +81,15 @@ def small(layout: str) -> dict[str, torch.Tensor]:
     return weights
 
 
+def split(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The two parts of a .bin file."""
+    parts: dict[str, dict] = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in weights.items():
+        part, name = key.split(".", 1)
+        parts[part][name] = value
+    return parts
+
+
 # --- full-size key lists ----------------------------------------------------------------------------------------------------
 
 
@@ -133,11 +142,7 @@ def peer_rows(spatial, layout, weights, pictures, negative, texts, scale=1.0):
     from peer_run import TIMESTEP
 
     peer = copy.deepcopy(spatial)
-    parts = {"image_proj": {}, "ip_adapter": {}}
-    for key, value in weights.items():
-        part, name = key.split(".", 1)
-        parts[part][name] = value
-    peer._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
+    peer._load_ip_adapter_weights([split(weights)], low_cpu_mem_usage=False)
     for processor in peer.attn_processors.values():
         if hasattr(processor, "scale"):
             processor.scale = [scale]
@@ -184,6 +189,36 @@ def test_parity(comfy_session, spatial, layout, pictures, alpha_image):
     theirs = peer_rows(spatial, layout, weights, seen[:-1], seen[-1:], texts, alpha_image)
     for row, expected in zip(ours, theirs, strict=True):
         check(row, expected)
+
+
+def test_parity_with_animatediff(comfy_session, spatial):
+    """Motion modules and picture in one adapter, as Compose Adapter puts them together."""
+    import copy
+
+    import diffusers_models
+    from diffusers import UNetMotionModel
+    from peer_run import TIMESTEP, base_model, check, ldm_names, predict, with_adapter
+
+    from magdiff_core.host.conds import SubjectTokens, attach
+    from magdiff_core.weights.animatediff import read_animatediff
+    from magdiff_core.weights.compose import IMAGE, TEMPORAL, Source, compose
+
+    motion, picture = randomise(diffusers_models.motion_adapter(), seed=2), small(PLUS)
+    sources = {
+        part: Source(f"{read.layout}.safetensors", 0, read.adapter, read.config)
+        for part, read in ((TEMPORAL, read_animatediff(motion.state_dict())), (IMAGE, read_ip_adapter(picture)))
+    }
+    composed = compose(sources)
+    model = with_adapter(base_model(ldm_names(spatial.state_dict()), heads=HEADS_SD15), composed.weights, composed.config)
+    seen, texts = features(PLUS, 2), (random_text(11), random_text(12))
+    tokens = SubjectTokens({"penultimate": seen[None]}, black_entry=False, negative_entry=True)
+    rows = predict(model, random_latent(), *(attach([[t, {}]], negative=n, tokens=tokens) for t, n in zip(texts, (False, True))))
+
+    peer = UNetMotionModel.from_unet2d(copy.deepcopy(spatial), motion).eval()
+    peer._load_ip_adapter_weights([split(picture)], low_cpu_mem_usage=False)
+    for row, text, image in zip(rows, texts, seen, strict=True):
+        options = {"added_cond_kwargs": {"image_embeds": [image[None, None]]}}
+        check(row, diffusers_models.predict(peer, random_latent(), TIMESTEP, text, **options))
 
 
 def test_the_picture_acts(comfy_session, spatial):
@@ -293,10 +328,7 @@ def test_files(comfy_session, tmp_path, layout, name):
 
     weights, path = small(layout), tmp_path / name
     if name.endswith("bin"):
-        parts = {
-            part: {k.split(".", 1)[1]: v for k, v in weights.items() if k.startswith(part)} for part in ("image_proj", "ip_adapter")
-        }
-        torch.save(parts, path)
+        torch.save(split(weights), path)
     else:
         save_file(weights, path)
     loaded = load_adapter_file(str(path))

@@ -179,6 +179,9 @@ def _config(sources: Mapping[str, Source], provenance: Mapping[str, Mapping]) ->
     changes = {
         name: getattr(sources[part].config, name) for part, names in _OWN_FIELDS.items() if part in sources for name in names
     }
+    if SUBJECT not in sources:
+        # Of zeros, or none: it has no channel for it.
+        changes["affinity"] = ()
     from_files = {part: entry for part, entry in provenance.items() if entry["file"] != ZERO}
     licences = {part: entry["licence"] for part, entry in from_files.items()}
     one = set(licences.values())
