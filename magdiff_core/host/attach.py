@@ -18,6 +18,7 @@ from .adapter_file import LoadedAdapter
 from .call import PartStrengths
 from .checks import check_base, check_other_handlers
 from .names import PATCH_KEY, SETTINGS
+from .neighbours import attention_key, replacement_before
 from .schedule import install, uninstall
 from .wrappers import WRAPPERS
 
@@ -82,12 +83,9 @@ def _patch_tensors(patch: tuple) -> tuple:
 
 
 def _replace_attention(model: ModelPatcher, site: str) -> None:
-    name, index, *_ = site.split(".")
-    block_index = int(site.rsplit(".", 1)[1])
-    key = ("middle", 0) if name == "middle_block" else (name.removesuffix("_blocks"), int(index))
     replaced = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    previous = replaced.get((*key, block_index), replaced.get(key))
-    model.set_model_attn2_replace(blocks.WeighedCrossAttention(site, previous), *key, block_index)
+    previous = replacement_before(replaced, site)
+    model.set_model_attn2_replace(blocks.WeighedCrossAttention(site, previous), *attention_key(site))
 
 
 def _temporal_patches(temporal: Temporal) -> list[str]:

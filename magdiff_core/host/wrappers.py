@@ -15,6 +15,7 @@ from .call import Call
 from .checks import check_run
 from .conds import ClipTokens
 from .names import CALL, COND_ALPHAS, COND_LATENTS, COND_TOKENS, FPS, PATCH_KEY, RUN_CACHE, SETTINGS
+from .neighbours import say_replaced_attention
 from .run_cache import NoCache, RunCache
 
 ACTIVATION_HEADROOM = 1.25
@@ -26,6 +27,9 @@ def sampling_run(executor, noise: Tensor, latent_image: Tensor, *args, **kwargs)
     guider = executor.class_obj
     check_run(guider.model_patcher, guider.conds, noise, latent_image)
     transformer_options = guider.model_options.setdefault("transformer_options", {})
+    adapter = guider.model_patcher.get_additional_models_with_key(PATCH_KEY)[0].model
+    if adapter.apa is not None and transformer_options[SETTINGS].image_stream > 0.0:
+        say_replaced_attention(transformer_options, adapter.apa.sites)
     transformer_options[RUN_CACHE] = RunCache()
     _put_innermost(transformer_options)
     try:
