@@ -30,7 +30,7 @@ def _opened(path: Path):
             stream.thread_type = "AUTO"
             yield container, stream
     except (av.error.FFmpegError, OSError) as error:
-        raise BadVideo(f"{path.name} cannot be read: {error.strerror or error}") from error
+        raise BadVideo(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _pixels(frame) -> Tensor:

@@ -180,6 +180,12 @@ class TrainingModel:
         """`[steps + 1]`, falling to 0: those of KSampler with the scheduler ddim_uniform."""
         return comfy.samplers.calculate_sigmas(self.base.model_sampling, "ddim_uniform", steps)
 
+    def pure_noise(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """What sampling starts from at `sigma`, the first of `ddim_sigmas`."""
+        sampling = self.base.model_sampling
+        strongest = torch.isclose(sampling.sigma_max.to(sigma), sigma, rtol=1e-5) | (sigma > sampling.sigma_max)
+        return sampling.noise_scaling(sigma, noise, torch.zeros_like(noise), bool(strongest))
+
     def signal_and_noise(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Shares of clean latent and noise in the input at each timestep, `[B]` each; their squares sum to 1."""
         sigma = self.base.model_sampling.sigmas[timestep]

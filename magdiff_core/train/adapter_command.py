@@ -49,7 +49,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Trains as the command line says; what stops it is said in words, with exit status 1."""
     # Started by accelerate, this process must take its device before ComfyUI looks for one.
-    engine = AccelerateEngine() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+    launched = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys()
+    engine = AccelerateEngine() if launched else None
     from ..data.video_clips import Sampling
     from ..host.training_files import load_for_training, training_device
     from .adapter_run import AdapterOptions, Watcher
@@ -64,11 +65,11 @@ def run(arguments: argparse.Namespace) -> None:
         if asked_to_stop:
             raise Stopped
 
+    handlers = {}
     if engine is None:
         engine = Engine(training_device(), arguments.precision)
         # Several processes would not stop after the same step: they go on from the last save instead.
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, stop)
+        handlers = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
     sampling = Sampling(arguments.frames, arguments.size, arguments.frame_rate, arguments.windows, arguments.seed)
     shared = {name: getattr(arguments, name) for name in (
         "data", "steps", "stage", "batch", "accumulate", "rate", "seed", "checkpoint_layers", "save_steps", "sample_steps", "half",
@@ -82,5 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"stopped; --resume goes on from {arguments.out / 'state.pt'}") from None
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
     if engine.first:
         logging.getLogger("magdiff").info("%s is there", written)

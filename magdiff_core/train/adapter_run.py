@@ -196,7 +196,7 @@ def _train(
         if step % options.sample_steps == 0 or step == options.steps:
             rows = [_row(clip, cache, stage) for clip in usable]
             # every process takes part: with sharded weights none could do it alone
-            sheet = sample_sheet(stage, engine, average, stage.parameters(), encoders, rows, common)
+            sheet = sample_sheet(stage, engine, average, encoders, rows, common)
             if engine.first:
                 save_picture(options.folder / "samples" / f"step_{step:07d}.png", sheet)
                 watcher.picture(sheet)

@@ -35,15 +35,14 @@ def sample_latents(
     shape = clips[0]["latents"].shape
     noise = torch.randn(len(clips), *shape, generator=torch.Generator().manual_seed(seed)).to(engine.device)
     sigmas = stage.training.ddim_sigmas(steps).to(engine.device)
-    x = base.model_sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
+    x = stage.training.pure_noise(noise, sigmas[0])
     text = torch.cat([torch.stack([clip["text"] for clip in clips]), common["text"].expand(len(clips), -1, -1)]).to(engine.device)
     # both branches of the guidance read the subject, as the nodes wire it
     names = [name for name in clips[0] if name not in ("latents", "text")]
     subjects = {name: torch.stack([clip[name] for clip in clips] * 2).to(engine.device) for name in names}
     tokens, latents = conditioning(subjects, common, stage.config.image_encoder.layer, shape[0])
     for sigma, following in zip(sigmas, sigmas[1:]):
-        with engine.autocast():
-            both = stage.training.denoise(torch.cat([x, x]), sigma.expand(2 * len(x)), text, tokens, latents)[0].float()
+        both = engine.run(None, common, torch.cat([x, x]), sigma.expand(2 * len(x)), text, tokens, latents)
         with_prompt, without = both.chunk(2)
         clean = without + GUIDANCE * (with_prompt - without)
         # one step of DDIM, in terms of sigma
@@ -56,7 +55,6 @@ def sample_sheet(
     stage: AdapterStage,
     engine: Engine,
     average: MovingAverage,
-    parameters: dict[str, Tensor],
     encoders: Encoders,
     clips: Sequence[SampleClip],
     common: dict[str, Tensor],
@@ -64,14 +62,8 @@ def sample_sheet(
     seed: int = 0,
 ) -> Tensor:
     """Samples with the averaged weights, which is what the adapter file holds: a picture `[H, W, 3]` in 0..1."""
-    trained = {name: value.detach().clone() for name, value in parameters.items()}
-    try:
-        for name, value in parameters.items():
-            value.copy_(average.values[name])
+    with engine.with_values(average.values):
         latents = sample_latents(stage, engine, [row.clip for row in clips], common, steps, seed)
-    finally:
-        for name, value in parameters.items():
-            value.copy_(trained[name])
     rows = []
     for row, frames in zip(clips, latents):
         pictures = encoders.pictures(frames)

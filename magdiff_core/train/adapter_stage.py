@@ -33,12 +33,14 @@ TRAINED_OF_BASE = re.compile(r"\.transformer_blocks\.\d+\.(attn1|attn2|norm1|nor
 IMAGE_PARTS = ("apa.", "projector.")
 """They belong together: an image stream without a projector reads the encoder's own tokens."""
 HEAD_WIDTH = 64
+PROJECTOR_DEPTH = 4
+"""Released code."""
 START_OF_ALPHA_IMAGE = 1.5
 """Released code; alpha_text starts at 1."""
 
 
 class Objective(nn.Module):
-    """Base and adapter as one module whose result is the loss, so that an engine can share it among devices."""
+    """Base and adapter as one module, all calls of which go through `forward`, so that an engine can share it among devices."""
 
     def __init__(self, training: TrainingModel, layer: str) -> None:
         super().__init__()
@@ -47,9 +49,11 @@ class Objective(nn.Module):
         self.layer = layer
         self._training = (training,)  # not a part: only what it is made of is
 
-    def forward(self, batch: ClipBatch, common: dict[str, Tensor]) -> Tensor:
-        """Mean square error of eps or v."""
+    def forward(self, batch: ClipBatch | None, common: dict[str, Tensor], *to_denoise) -> Tensor:
+        """Mean square error of eps or v; without a batch the clean latents of `TrainingModel.denoise(*to_denoise)`."""
         (training,) = self._training
+        if batch is None:
+            return training.denoise(*to_denoise)[0].float()
         clean = training.base.process_latent_in(batch.latents)
         sigma = training.base.model_sampling.sigmas[batch.timestep]
         x = clean + sigma[:, None, None, None, None] * batch.noise
@@ -170,7 +174,11 @@ def _with_new_parts(base: TrainingBase, config: AdapterConfig, stage: str) -> di
     missing = sum((group for group in groups if not any(key.startswith(group) for key in base.weights)), ())
     if not missing:
         return base.weights
-    fresh = new_adapter_weights(base.unet.state_dict(), config, _token_width(base), key_gain=1.0, value_gain=1.0)
+    width = _token_width(base)
+    config = replace(config, projector_heads=max(1, width // HEAD_WIDTH))
+    fresh = new_adapter_weights(
+        base.unet.state_dict(), config, width, key_gain=1.0, value_gain=1.0, projector_depth=PROJECTOR_DEPTH
+    )
     for key, value in fresh.items():
         if key.endswith(".alpha_image"):
             value.fill_(START_OF_ALPHA_IMAGE)

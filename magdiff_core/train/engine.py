@@ -7,7 +7,7 @@ nothing but the speed and the order of additions.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Engine:
         self.device = torch.device(device)
         self.precision = precision
         self.module: nn.Module | None = None
+        self.parameters: dict[str, nn.Parameter] = {}
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     @property
@@ -39,18 +40,30 @@ class Engine:
     def prepare(
         self, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
     ) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
-        """Optimiser and parameters to use from here on."""
+        """Optimiser and parameters (kept as `parameters`, too) to use from here on."""
+        self.parameters = parameters
         return optimizer, parameters
 
     def run(self, *inputs) -> Any:
         """`module(*inputs)` in the chosen precision."""
-        with self.autocast():
+        enabled = self.precision != "no"
+        with torch.autocast(self.device.type, PRECISIONS[self.precision] if enabled else torch.bfloat16, enabled=enabled):
             return self.module(*inputs)
 
-    def autocast(self):
-        """Context for calls of the module's parts."""
-        enabled = self.precision != "no"
-        return torch.autocast(self.device.type, PRECISIONS[self.precision] if enabled else torch.bfloat16, enabled=enabled)
+    @contextlib.contextmanager
+    def with_values(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """The parameters hold `values` inside of the context."""
+        kept = {name: value.detach().clone() for name, value in self.parameters.items()}
+        try:
+            self._set(values)
+            yield
+        finally:
+            self._set(kept)
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, Tensor]) -> None:
+        for name, value in self.parameters.items():
+            value.copy_(values[name])
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """`last`: of the parts that form one step."""
@@ -97,10 +110,9 @@ class AccelerateEngine(Engine):
     def __init__(self) -> None:
         try:
             from accelerate import Accelerator
-            from accelerate.utils import DistributedDataParallelKwargs
         except ImportError as error:
             raise RuntimeError("several devices need accelerate: pip install accelerate") from error
-        self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+        self.accelerator = Accelerator()
         super().__init__(self.accelerator.device)
         self.precision = self.accelerator.mixed_precision
         if self.precision not in PRECISIONS:
@@ -115,10 +127,16 @@ class AccelerateEngine(Engine):
         places = {names[id(value)]: place for place, value in module.named_parameters() if id(value) in names}
         self.module, optimizer = self.accelerator.prepare(module, optimizer)
         # sharding puts other parameters in their places
-        return optimizer, {name: module.get_parameter(places[name]) for name in parameters}
+        self.parameters = {name: module.get_parameter(places[name]) for name in parameters}
+        return optimizer, self.parameters
 
     def run(self, *inputs):
         return self.module(*inputs)
+
+    def _set(self, values):
+        if hasattr(self.module, "reshard"):
+            self.module.reshard()  # or the copies in one piece would stay as they were
+        super()._set(values)
 
     def backward(self, loss, last):
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):

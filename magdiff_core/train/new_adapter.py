@@ -27,7 +27,9 @@ def adapter_config(image_width: int, projector_heads: int, latent_scale: float, 
     )
 
 
-def adapter_shapes(unet: Mapping[str, Tensor], image_width: int, token_width: int) -> dict[str, torch.Size]:
+def adapter_shapes(
+    unet: Mapping[str, Tensor], image_width: int, token_width: int, projector_depth: int = PROJECTOR_DEPTH
+) -> dict[str, torch.Size]:
     """Key -> shape of a whole adapter for a UNet state dict in LDM names: Temp-Conv at every ResBlock, Temp-Attn and image
     stream at every transformer block, subject branch with pyramid, Resampler."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -47,20 +49,25 @@ def adapter_shapes(unet: Mapping[str, Tensor], image_width: int, token_width: in
     shapes["projector.latents"] = (1, QUERIES, token_width)
     shapes["projector.proj_in.weight"] = (token_width, image_width)
     shapes["projector.proj_out.weight"] = (token_width, token_width)
-    for layer in range(PROJECTOR_DEPTH):
+    for layer in range(projector_depth):
         shapes[f"projector.layers.{layer}.0.to_q.weight"] = (token_width, token_width)
         shapes[f"projector.layers.{layer}.1.1.weight"] = (4 * token_width, token_width)
     return {key: torch.Size(shape) for key, shape in shapes.items()}
 
 
 def new_adapter_weights(
-    unet: Mapping[str, Tensor], config: AdapterConfig, token_width: int, key_gain: float, value_gain: float
+    unet: Mapping[str, Tensor],
+    config: AdapterConfig,
+    token_width: int,
+    key_gain: float,
+    value_gain: float,
+    projector_depth: int = PROJECTOR_DEPTH,
 ) -> dict[str, Tensor]:
     """A whole state dict from torch's global generator. The temporal residuals and the upper pyramid levels start at zero.
 
     `key_gain`, `value_gain`: factors on the projections of the image tokens, as the base has them for the prompt.
     """
-    adapter = MagDiffAdapter(adapter_shapes(unet, config.image_encoder.width, token_width), config)
+    adapter = MagDiffAdapter(adapter_shapes(unet, config.image_encoder.width, token_width, projector_depth), config)
     torch.nn.init.normal_(adapter.projector.latents, std=token_width**-0.5)
     with torch.no_grad():
         for stream in (adapter.apa.find(site) for site in adapter.apa.sites):
