@@ -11,9 +11,11 @@ from ..magdiff_core.host.attach import apply_adapter
 from ..magdiff_core.host.call import PartStrengths
 from ..magdiff_core.host.folders import MAGDIFF_FOLDER, checkpoint_names, find_checkpoint
 from ..magdiff_core.host.load_checkpoint import load_checkpoint
+from ..magdiff_core.weights.lvdm_settings import VARIANTS
 
 CATEGORY = "MagDiff/loaders"
 
+AUTOMATIC = "automatic"
 WHAT_TO_LOAD = {
     "model": "use Load Checkpoint with an SD2.1 base, then Apply MagDiff Adapter",
     "clip": "use Load CLIP with the text encoder of SD2.1",
@@ -29,15 +31,25 @@ class LoadMagDiffCheckpoint(io.ComfyNode):
             node_id="MagDiffLoadCheckpoint",
             display_name="Load MagDiff Checkpoint",
             category=CATEGORY,
-            description="Loads every part that a checkpoint holds: the pack's own small model, MagDiff.pth, VidRD, or a plain "
-            "Stable Diffusion checkpoint. The file is recognised by its contents, not by its name.",
+            description="Loads every part that a checkpoint holds: the pack's own small model, MagDiff.pth, VidRD, DynamiCrafter, "
+            "VideoCrafter, ModelScope, or a plain Stable Diffusion checkpoint. "
+            "The file is recognised by its contents, not by its name.",
             search_aliases=["magdiff", "checkpoint loader", "vidrd", "video model", "load model"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=checkpoint_names(),
                     tooltip="Files of models/magdiff, models/checkpoints and the small model that comes with the pack.",
-                )
+                ),
+                io.Combo.Input(
+                    "variant",
+                    options=[AUTOMATIC, *VARIANTS],
+                    default=AUTOMATIC,
+                    tooltip="Which DynamiCrafter it is, where the file was pruned of what tells it: the 512 and 1024 models have "
+                    "the same weights by name and size.",
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The UNet; with the adapter on it where the file holds one."),
@@ -48,8 +60,9 @@ class LoadMagDiffCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, checkpoint) -> io.NodeOutput:
-        loaded = load_checkpoint(find_checkpoint(checkpoint))
+    def execute(cls, checkpoint, variant=AUTOMATIC) -> io.NodeOutput:
+        choice = {} if variant == AUTOMATIC else {"variant": variant}
+        loaded = load_checkpoint(find_checkpoint(checkpoint), **choice)
         parts = []
         for name, advice in WHAT_TO_LOAD.items():
             part = getattr(loaded, name)

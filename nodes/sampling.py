@@ -43,13 +43,25 @@ class MagDiffSampler(io.ComfyNode):
                     tooltip="Below 1, part of latent_image is kept.",
                     advanced=True,
                 ),
+                io.Int.Input(
+                    "frame_rate",
+                    default=0,
+                    min=0,
+                    max=60,
+                    tooltip="Frame rate that VideoCrafter and DynamiCrafter are told (DynamiCrafter-256: frame stride, more is "
+                    "more motion). 0: the model's own.",
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[io.Latent.Output("latent", tooltip="The denoised clip, one frame a batch entry.")],
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, latent_image, seed, steps, cfg, denoise) -> io.NodeOutput:
-        return io.NodeOutput(sample(model, positive, negative, latent_image, seed, steps, cfg, denoise))
+    def execute(
+        cls, model, positive, negative, latent_image, seed, steps, cfg, denoise, frame_rate=0
+    ) -> io.NodeOutput:
+        return io.NodeOutput(sample(model, positive, negative, latent_image, seed, steps, cfg, denoise, frame_rate))
 
 
 NODES = [MagDiffSampler]

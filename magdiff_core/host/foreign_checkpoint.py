@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import comfy.model_base
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..weights.checkpoint import ReadCheckpoint
 from ..weights.families import read_checkpoint
 from ..weights.foreign import describe
+from ..weights.lvdm_settings import as_variant
 from .adapter_file import adapter_patcher
 from .attach import apply_adapter
 from .call import PartStrengths
@@ -30,17 +32,18 @@ OPENCLIP = "transformer.resblocks."
 PREDICTIONS = {"eps": comfy.model_base.ModelType.EPS, "v": comfy.model_base.ModelType.V_PREDICTION}
 
 
-def load_full_checkpoint(path: str, state_dict: dict[str, Tensor] | None = None) -> LoadedCheckpoint:
+def load_full_checkpoint(path: str, state_dict: dict[str, Tensor] | None = None, variant: str | None = None) -> LoadedCheckpoint:
     """MODEL with the file's adapter at full strength; CLIP, VAE and image encoder where the file has them.
 
-    `state_dict`: the tensors of `path`, where they were read before.
+    `state_dict`: the tensors of `path`, where they were read before. `variant`: which of several models it is, where its weights
+    do not tell (`weights.lvdm_settings.VARIANTS`).
     Raises ValueError when the file is damaged, of another layout, incomplete, or of a size that ComfyUI does not know.
     """
-    released = _read(path, state_dict)
+    released = _read(path, variant, state_dict)
     base = _base_model(released)
-    base.cached_patcher_init = (_reload_base, (path,))
+    base.cached_patcher_init = (_reload_base, (path, variant))
     adapter = adapter_patcher(released.adapter, released.config)
-    adapter.patcher.cached_patcher_init = (_reload_adapter, (path,))
+    adapter.patcher.cached_patcher_init = (_reload_adapter, (path, variant))
     clip = vae = clip_vision = None
     if released.text_encoder:
         clip = _clip(released.text_encoder)
@@ -56,11 +59,13 @@ def load_full_checkpoint(path: str, state_dict: dict[str, Tensor] | None = None)
     return LoadedCheckpoint(apply_adapter(base, adapter, PartStrengths()), clip, vae, clip_vision)
 
 
-def _read(path: str, state_dict: dict[str, Tensor] | None = None) -> ReadCheckpoint:
+def _read(path: str, variant: str | None = None, state_dict: dict[str, Tensor] | None = None) -> ReadCheckpoint:
     if state_dict is None:
         state_dict, _ = load_checkpoint_tensors(path)
     try:
         released = read_checkpoint(state_dict)
+        if released is not None and variant is not None:
+            released = dataclasses.replace(released, config=as_variant(released.layout, released.config, variant))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if released is None:
@@ -122,12 +127,12 @@ def _vae(weights: dict[str, Tensor]) -> comfy.sd.VAE:
     return vae
 
 
-def _reload_base(path: str, disable_dynamic: bool = False) -> ModelPatcher:
-    return _base_model(_read(path), disable_dynamic)
+def _reload_base(path: str, variant: str | None, disable_dynamic: bool = False) -> ModelPatcher:
+    return _base_model(_read(path, variant), disable_dynamic)
 
 
-def _reload_adapter(path: str, disable_dynamic: bool = False) -> ModelPatcher:
-    released = _read(path)
+def _reload_adapter(path: str, variant: str | None, disable_dynamic: bool = False) -> ModelPatcher:
+    released = _read(path, variant)
     return adapter_patcher(released.adapter, released.config).patcher
 
 

@@ -13,8 +13,10 @@ from .loaded_checkpoint import LoadedCheckpoint
 from .own_checkpoint import is_own_checkpoint, load_own_checkpoint
 
 
-def load_checkpoint(path: str) -> LoadedCheckpoint:
+def load_checkpoint(path: str, variant: str | None = None) -> LoadedCheckpoint:
     """The small model of this pack, a published whole model (`weights.families`), or any checkpoint that ComfyUI itself loads.
+
+    `variant`: which of several models it is, where the weights do not tell (`weights.lvdm_settings.VARIANTS`).
 
     Raises ValueError naming the file for an adapter, which is no whole model, and for a file that is of no known kind, damaged
     or incomplete.
@@ -30,7 +32,9 @@ def load_checkpoint(path: str) -> LoadedCheckpoint:
             "with Apply MagDiff Adapter"
         )
     if kind == RELEASED:
-        return load_full_checkpoint(path, state_dict)
+        return load_full_checkpoint(path, state_dict, variant)
+    if variant is not None:
+        raise ValueError(f"variant is {variant!r}, but {path} is no DynamiCrafter model: set it back to automatic")
     what = describe(state_dict)
     # Core reads the file itself, so that it can do so again: two copies would not fit everywhere.
     del state_dict

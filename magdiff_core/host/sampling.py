@@ -1,4 +1,8 @@
-"""The paper's sampler: DDIM on evenly spaced steps, as the stock KSampler runs it."""
+"""The paper's sampler: DDIM on evenly spaced steps, as the stock KSampler runs it.
+
+Weights that were trained down to pure noise (zero terminal signal) have to start there: for them the steps are those of
+`sgm_uniform`, which count from the last timestep down ("trailing").
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,11 @@ import latent_preview
 
 from .attach import adapter_of
 from .conds import attached
+from .names import FPS
 
 SAMPLER = "ddim"
 SCHEDULER = "ddim_uniform"
+TRAILING_SCHEDULER = "sgm_uniform"
 
 
 def check_adapter_is_there(model, *conditionings: list) -> None:
@@ -21,9 +27,47 @@ def check_adapter_is_there(model, *conditionings: list) -> None:
         )
 
 
-def sample(model, positive: list, negative: list, latent: dict, seed: int, steps: int, cfg: float, denoise: float) -> dict:
-    """Sample a LATENT `[F, C, h, w]`, frames in the batch: what KSampler(ddim, ddim_uniform) gives for the same settings."""
+def scheduler_of(model) -> str:
+    """The scheduler of core that `model` was trained for."""
+    adapter = adapter_of(model)
+    trailing = adapter is not None and adapter.model.config.schedule.zero_terminal_snr
+    return TRAILING_SCHEDULER if trailing else SCHEDULER
+
+
+def at_frame_rate(model, frame_rate: float):
+    """A clone of `model` that is told this frame rate (or stride, as it was trained); `model` itself for 0.
+
+    Raises ValueError when the adapter on it knows none.
+    """
+    if not frame_rate:
+        return model
+    adapter = adapter_of(model)
+    temporal = None if adapter is None else adapter.model.temporal
+    if temporal is None or temporal.fps_embedding is None:
+        raise ValueError(
+            f"frame_rate is {frame_rate}, but this model was not trained with one (VideoCrafter and DynamiCrafter were): "
+            "set it to 0"
+        )
+    model = model.clone()
+    model.model_options["transformer_options"][FPS] = float(frame_rate)
+    return model
+
+
+def sample(
+    model,
+    positive: list,
+    negative: list,
+    latent: dict,
+    seed: int,
+    steps: int,
+    cfg: float,
+    denoise: float,
+    frame_rate: float = 0.0,
+) -> dict:
+    """Sample a LATENT `[F, C, h, w]`, frames in the batch: what KSampler gives for the same settings with `ddim` and the scheduler
+    of `scheduler_of(model)`. Raises ValueError as `check_adapter_is_there` and `at_frame_rate` do."""
     check_adapter_is_there(model, positive, negative)
+    model = at_frame_rate(model, frame_rate)
     ratios = ("downscale_ratio_spacial", "downscale_ratio_temporal")
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], *(latent.get(name) for name in ratios))
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
@@ -33,7 +77,7 @@ def sample(model, positive: list, negative: list, latent: dict, seed: int, steps
         steps,
         cfg,
         SAMPLER,
-        SCHEDULER,
+        scheduler_of(model),
         positive,
         negative,
         samples,

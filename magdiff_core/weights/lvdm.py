@@ -60,7 +60,8 @@ def is_lvdm(keys: Collection[str]) -> bool:
     if any(key.removeprefix(_root(key)).removeprefix(_UNET).startswith(own) for key in keys):
         return True
     # A part of one. ModelScope, whose Temp-Conv has the same name, names its downsamplers otherwise.
-    return any(_UNET in key and _CONV in key for key in keys) and not any(re.search(r"input_blocks\.\d+\.op\.", key) for key in keys)
+    part = any(_UNET in key and _CONV in key for key in keys)
+    return part and not any(re.search(r"input_blocks\.\d+\.op\.", key) for key in keys)
 
 
 def _root(key: str) -> str:

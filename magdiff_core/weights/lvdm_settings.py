@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -27,6 +28,12 @@ RATES = {VIDEOCRAFTER1: 8.0, VIDEOCRAFTER2: 28.0, DYNAMICRAFTER_256: 3.0, DYNAMI
 """Default of the frame rate; for DynamiCrafter-256 it is a stride."""
 WIDE_RATE = 10.0
 """Default of DynamiCrafter-1024."""
+
+VARIANTS = {
+    "DynamiCrafter-512 or interpolation": (BASE_SCALE, RATES[DYNAMICRAFTER]),
+    "DynamiCrafter-1024": (WIDE_BASE_SCALE, WIDE_RATE),
+}
+"""What a user may say of a file whose weights do not tell: scale of latents and frame rate."""
 
 _log = logging.getLogger("magdiff")
 
@@ -61,6 +68,14 @@ def settings(layout: str, adapter: Mapping[str, Tensor], state_dict: Mapping[str
     )
 
 
+def as_variant(layout: str, config: AdapterConfig, variant: str) -> AdapterConfig:
+    """`config` of a model of `layout`, as the user says it is (a key of `VARIANTS`). Raises ValueError for another layout."""
+    if layout != DYNAMICRAFTER:
+        raise ValueError(f"variant is {variant!r}, but this file is {layout}, of which there is one only: set it back to automatic")
+    base_scale, rate = VARIANTS[variant]
+    return replace(config, fps=rate, schedule=replace(config.schedule, base_scale=base_scale))
+
+
 def _schedule(layout: str, state_dict: Mapping[str, Tensor]) -> ScheduleConfig:
     zero_snr = layout == DYNAMICRAFTER
     if layout == DYNAMICRAFTER_256:
@@ -70,7 +85,8 @@ def _schedule(layout: str, state_dict: Mapping[str, Tensor]) -> ScheduleConfig:
         if layout == DYNAMICRAFTER:
             _log.warning(
                 "this DynamiCrafter file lacks scale_arr, by which the 1024-pixel model (latents scaled to %g) is told from the "
-                "512-pixel and interpolation models (%g): it is taken for one of the latter. The original model.ckpt holds it",
+                "512-pixel and interpolation models (%g): it is taken for one of the latter. The original model.ckpt holds it; "
+                "else choose the variant in Load MagDiff Checkpoint",
                 WIDE_BASE_SCALE,
                 BASE_SCALE,
             )
