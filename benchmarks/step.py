@@ -50,7 +50,7 @@ def conditionings(frames: int, latent: int, width: int) -> tuple[list, list]:
 
 def with_adapter(base: comfy.model_patcher.ModelPatcher, token_width: int) -> comfy.model_patcher.ModelPatcher:
     """`base` with a whole adapter of random weights, as the trainer would make it."""
-    config = adapter_config(IMAGE_WIDTH, PROJECTOR_HEADS, LATENT_SCALE)
+    config = adapter_config(IMAGE_WIDTH, PROJECTOR_HEADS, LATENT_SCALE, prediction="eps")
     whole = MagDiffAdapter(adapter_shapes(base.model.diffusion_model.state_dict(), IMAGE_WIDTH, token_width), config)
     random_weights(whole)
     return apply_adapter(base, adapter_patcher(whole.state_dict(), config), PartStrengths())
