@@ -75,6 +75,26 @@ def test_another_length_reads_all_tokens():
     assert read(call(frames=4)) == [[0, 1, 2, 3, 4, 5]] * 2
 
 
+def test_the_anchor_before_a_window_takes_no_share():
+    state = call(frames=4, clips=1)
+    state.anchored = True
+    assert read(state) == [[0, 1], [0, 1], [2, 3], [4, 5]]
+
+
+def test_a_length_without_shares_is_said(run, model, caplog):
+    weights = run.adapter_weights(model)
+    loaded = run.adapter(model, weights, image_tokens="picture", tokens_per_frame=1)
+    adapted = run.apply_adapter(model, loaded, run.PartStrengths())
+    conds = run.wired(tokens=run.tokens(black=False))
+    run.run(adapted, *conds, steps=1)
+    assert caplog.text == ""
+    run.run(adapted, *conds, steps=1, frames=3)
+    assert "image tokens for 4 frames, 3 are made at once" in caplog.text
+    caplog.clear()
+    run.run(run.windowed(adapted, length=4), *conds, steps=1, frames=8)
+    assert caplog.text == ""
+
+
 def test_all_frames_read_one_picture():
     assert read(call(share=0)) == [[0, 1, 2, 3, 4, 5]] * 2
     assert read(call(share=0, entries=3, clips=1)) == [[e + i for i in range(6)] for e in (0, 10, 20)]

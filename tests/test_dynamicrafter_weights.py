@@ -162,7 +162,7 @@ def test_the_upsampler_of_a_level_without_transformers():
     assert "output_blocks.1.1.conv.weight" in parts.unet and "output_blocks.1.2.conv.weight" not in parts.unet
 
 
-@pytest.mark.parametrize("wrap", [lambda k: k, lambda k: "_forward_module." + k], ids=["", "DeepSpeed"])
+@pytest.mark.parametrize("wrap", [lambda k: k, lambda k: "module._forward_module." + k], ids=["", "DeepSpeed"])
 @pytest.mark.parametrize("rate", ["fps_embedding", "framestride_embed"])
 def test_names_around_the_model(wrap, rate):
     weights = {wrap(key.replace("fps_embedding", rate)): value for key, value in lvdm_files.checkpoint().items()}

@@ -34,7 +34,8 @@ class PartStrengths:
 class Call:
     """One call: `clips` rows of `frames` frames each; frames of a clip are neighbours in the batch.
 
-    `window`: numbers of these frames in the whole clip of `total_frames`. `negative`: for each clip whether it reads the
+    `window`: numbers of these frames in the whole clip of `total_frames`; `anchored`: the first is core's anchor, which stands
+    before the window. `negative`: for each clip whether it reads the
     negative's entry of `tokens`; empty where there is none. `slider_text`, `slider_image`: factors of the user, floats, or
     scalars on the device when they depend on the step. `fps`: frame rate of the user, None = as trained.
     """
@@ -50,6 +51,7 @@ class Call:
     alphas: AlphaSettings = field(default_factory=AlphaSettings)
     slider_text: float | Tensor = 1.0
     slider_image: float | Tensor = 1.0
+    anchored: bool = False
     tokens: SubjectTokens | None = None
     negative: tuple[bool, ...] = ()
     latents: LatentsOfArea | None = None
@@ -113,17 +115,18 @@ class Call:
         """`[rows, entries, L, C]` -> what each frame reads of its own picture, laid out as `image_key_value` gives it."""
         entries = self.tokens.picture_entries(self.total_frames, self.window)
         share = self.adapter.config.tokens_per_frame
-        sliced = share > 0 and states.shape[2] == self.frames * share
+        # The frame that core puts before a window has no share of its own, and what it gives is dropped.
+        lead = int(self.anchored)
+        sliced = share > 0 and states.shape[2] == (self.frames - lead) * share
 
         def of(entries: list[int]) -> Tensor:
             """`[rows, F, L, C]`, or `[rows, 1, L, C]` for all frames."""
             picked = states.index_select(1, self._index(entries, states))
             if not sliced:
                 return picked
-            shares = picked.unflatten(2, (self.frames, share))
-            if len(entries) == 1:
-                return shares[:, 0]
-            return torch.stack([shares[:, j, j] for j in range(self.frames)], dim=1)
+            shares = picked.unflatten(2, (self.frames - lead, share))
+            places = [max(0, j - lead) for j in range(self.frames)]
+            return torch.stack([shares[:, j if len(entries) > 1 else 0, place] for j, place in enumerate(places)], dim=1)
 
         positive = of(entries)
         if not any(self.negative):

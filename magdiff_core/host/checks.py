@@ -138,6 +138,7 @@ def check_run(model_patcher: ModelPatcher, conds: dict[str, list[dict]], noise: 
             ours = attached(item.get("model_conds", {}))
             if "tokens" in ours and strengths.image_stream > 0.0:
                 check_tokens(ours["tokens"], adapter, noise.shape[0])
+                say_shared_tokens(adapter, _frames_at_once(model_patcher, noise.shape[0]))
             if "latents" in ours and strengths.pyramid > 0.0:
                 check_latents(ours["latents"], adapter, noise.shape)
 
@@ -157,14 +158,31 @@ def check_clip_length(frames: int, config: AdapterConfig, model_options: dict) -
 
 def check_length(model_patcher: ModelPatcher, adapter: MagDiffAdapter, strengths: PartStrengths, frames: int) -> None:
     """Raise ValueError for more frames at once than the adapter's layers along time know."""
-    longest = adapter.config.max_frames
-    window = model_patcher.model_options.get("context_handler")
-    if window is not None:
-        frames = min(frames, window.context_length)
+    longest, frames = adapter.config.max_frames, _frames_at_once(model_patcher, frames)
     if longest and frames > longest and strengths.temporal > 0.0:
         raise ValueError(
             f"the clip has {frames} frames, the layers along time of this adapter were trained with at most {longest}: make a "
             f"shorter clip, or put Context Windows with a length of up to {longest} before the sampler"
+        )
+
+
+def _frames_at_once(model_patcher: ModelPatcher, frames: int) -> int:
+    """Frames of one call of the UNet: those of the clip, or of one context window."""
+    window = model_patcher.model_options.get("context_handler")
+    return frames if window is None else min(frames, window.context_length)
+
+
+def say_shared_tokens(adapter: MagDiffAdapter, frames: int) -> None:
+    """Log a warning when the picture's tokens cannot be shared out among so many frames."""
+    share, projector = adapter.config.tokens_per_frame, adapter.projector
+    if share and projector is not None and projector.latents.shape[1] != frames * share:
+        _log.warning(
+            "this adapter (%s) has image tokens for %d frames, %d are made at once: every frame reads all tokens, as in the "
+            "released code, which it was not trained for. Make %d frames, or use Context Windows of that length",
+            adapter.config.trained_from,
+            projector.latents.shape[1] // share,
+            frames,
+            projector.latents.shape[1] // share,
         )
 
 

@@ -72,7 +72,7 @@ def model_call(executor, x: Tensor, t, c_concat=None, c_crossattn=None, control=
     frames = x.shape[0] // clips
     window = transformer_options.get("context_window")
     if window is None:
-        numbers, total_frames = tuple(range(frames)), frames
+        lead, numbers, total_frames = (), tuple(range(frames)), frames
     else:
         anchor = getattr(window, "causal_anchor_index", None)
         lead = () if anchor is None or anchor < 0 else (anchor,)
@@ -94,6 +94,7 @@ def model_call(executor, x: Tensor, t, c_concat=None, c_crossattn=None, control=
         alphas=settings,
         slider_text=_slider(settings.alpha_text, settings, base_model.model_sampling, transformer_options),
         slider_image=_slider(settings.alpha_image, settings, base_model.model_sampling, transformer_options),
+        anchored=bool(lead),
         tokens=tokens,
         negative=negative,
         fps=transformer_options.get(FPS),

@@ -65,8 +65,8 @@ def is_lvdm(keys: Collection[str]) -> bool:
 
 
 def _root(key: str) -> str:
-    """What stands before the names of the model: nothing, or what a trainer put there."""
-    return "_forward_module." if key.startswith("_forward_module.") else ""
+    """What stands before the names of the model: nothing, or what a trainer (DeepSpeed) put there."""
+    return re.match(r"(?:module\.)?(?:_forward_module\.)?", key)[0]
 
 
 def read_lvdm(state_dict: Mapping[str, Tensor]) -> ReadCheckpoint:
