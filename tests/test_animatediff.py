@@ -11,6 +11,7 @@ import copy
 import pytest
 import torch
 from diffusers_models import (
+    FRAMES,
     HEADS_SD15,
     as_animatediff_runs,
     motion_adapter,
@@ -80,8 +81,8 @@ def spatial():
 
 
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("version", VERSIONS)
-def test_parity(comfy_session, spatial, version, own):
+@pytest.mark.parametrize(("version", "frames"), [*((version, FRAMES) for version in VERSIONS), (V2, 1)])
+def test_parity(comfy_session, spatial, version, frames, own):
     import diffusers_models
     from diffusers import UNetMotionModel
     from peer_run import TIMESTEP, base_model, check, conditioning, ldm_names, predict, with_adapter
@@ -89,13 +90,13 @@ def test_parity(comfy_session, spatial, version, own):
     motion = randomise(motion_adapter(**VERSIONS[version]), seed=2)
     peer = UNetMotionModel.from_unet2d(copy.deepcopy(spatial), motion).eval()
     if own:
-        peer = as_animatediff_runs(peer, clip_norm=version == V1)
+        peer = as_animatediff_runs(peer, clip_norm=version == V1, frames=frames)
     parts = read_animatediff(own_layout(motion) if own else motion.state_dict())
     model = with_adapter(base_model(ldm_names(spatial.state_dict()), heads=HEADS_SD15), parts.adapter, parts.config)
     texts = random_text(11), random_text(12)
-    rows = predict(model, random_latent(), *map(conditioning, texts))
+    rows = predict(model, random_latent(frames=frames), *map(conditioning, texts))
     for row, text in zip(rows, texts, strict=True):
-        check(row, diffusers_models.predict(peer, random_latent(), TIMESTEP, text))
+        check(row, diffusers_models.predict(peer, random_latent(frames=frames), TIMESTEP, text))
 
 
 def test_the_two_layouts_are_run_differently(comfy_session, spatial):
@@ -163,6 +164,17 @@ def test_file(comfy_session, tmp_path):
     torch.save({"epoch": 1, "global_step": 2, "state_dict": weights}, path)
     loaded = load_adapter_file(str(path))
     assert len(loaded.patcher.model.temporal.after_sites()) == 21 and loaded.config.trained_from == "AnimateDiff v2 motion module"
+
+
+def test_it_is_no_checkpoint(comfy_session, tmp_path):
+    from safetensors.torch import save_file
+
+    from magdiff_core.host.load_checkpoint import load_checkpoint
+
+    path = tmp_path / "mm_sd_v15_v2.safetensors"
+    save_file({key: value.contiguous() for key, value in without_positions(own_layout(motion_adapter())).items()}, path)
+    with pytest.raises(ValueError, match="AnimateDiff v2.*adds to a base model.*Apply MagDiff Adapter"):
+        load_checkpoint(str(path))
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -42,12 +43,18 @@ def test_full_size_is_converted_without_a_rest(own):
     assert parts.config.clip_norm == own, "PIA's own code takes the norms of ResBlocks over the clip"
 
 
+def peer_affinity(frames: int, picture_at: int = 0, motion: int = 0) -> list[float]:
+    """diffusers' affinity of each frame; `motion` 0 is its smallest."""
+    from diffusers import PIAPipeline
+
+    return inspect.getmodule(PIAPipeline).prepare_mask_coef_by_statistics(frames, picture_at, motion)
+
+
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("mid", [True, False])
 def test_parity(comfy_session, own, mid):
     import diffusers_models
     from diffusers import UNetMotionModel
-    from diffusers.pipelines.deprecated.pia.pipeline_pia import prepare_mask_coef_by_statistics
     from peer_run import TIMESTEP, base_model, check, ldm_names, predict, with_adapter
 
     from magdiff_core.host.conds import GENERATE, SubjectLatents, attach
@@ -71,17 +78,16 @@ def test_parity(comfy_session, own, mid):
     latent = random_latent(frames=frames)
     rows = predict(model, latent, positive, negative)
 
-    affinity = torch.tensor(prepare_mask_coef_by_statistics(frames, 0, 0)).view(frames, 1, 1, 1).expand(frames, 1, *LATENT)
+    affinity = torch.tensor(peer_affinity(frames)).view(frames, 1, 1, 1).expand(frames, 1, *LATENT)
     seen = torch.cat((latent, affinity, picture.expand(frames, -1, -1, -1)), dim=1)
     for row, text in zip(rows, texts, strict=True):
         check(row, diffusers_models.predict(peer, seen, TIMESTEP, text))
 
 
 def test_affinity_is_that_of_small_motion():
-    from diffusers.pipelines.deprecated.pia.pipeline_pia import prepare_mask_coef_by_statistics
 
-    assert list(AFFINITY) == prepare_mask_coef_by_statistics(len(AFFINITY), 0, 0)
-    assert prepare_mask_coef_by_statistics(16, 0, 0)[len(AFFINITY) :] == [AFFINITY[-1]] * (16 - len(AFFINITY))
+    assert list(AFFINITY) == peer_affinity(len(AFFINITY))
+    assert peer_affinity(16)[len(AFFINITY) :] == [AFFINITY[-1]] * (16 - len(AFFINITY))
 
 
 def small(conv_in: int) -> dict[str, torch.Tensor]:
