@@ -37,9 +37,9 @@ class Report:
 def compose_files(chosen: Mapping[str, str | os.PathLike], target: str | os.PathLike) -> Report:
     """Write the adapter `target` from `chosen` (part -> file, or "zero" for the subject branch).
 
-    Files of every layout that `read_adapter_weights` knows are taken. A target that was made of the same files is left as it is.
-    Raises FileExistsError when another file has its name, ValueError as `weights.compose.compose` does and for a file that cannot be
-    read.
+    Files of every layout that `read_adapter_weights` knows are taken. A target that was made of the same files is left as it
+    is. Raises FileExistsError when another file has its name, ValueError as `weights.compose.compose` does and for a file that
+    cannot be read.
     """
     target = Path(target)
     wanted = {part: _identity(file) for part, file in chosen.items()}
