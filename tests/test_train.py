@@ -141,6 +141,7 @@ def test_a_resumed_run_ends_in_the_same_bits(config, autoencoder_file, encoder_f
     written = load_file(tmp_path / "whole" / "magdiff-mini.safetensors")
     assert_equal({n: v.half() for n, v in trained.items() if n in written}, {n: v for n, v in written.items() if n in trained})
     assert any(name in written for name in trained)
+    assert not any("word_readout" in name for name in written)
 
 
 def test_the_subject_encoder_learns_to_tell_pictures_apart(config):
@@ -392,3 +393,24 @@ def test_standardised_latents_decode_to_the_same_pictures(config, autoencoder_fi
         assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
         assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3)
         assert torch.allclose(standard.decode(latents), plain.decode(plain.encode(source)), atol=1e-4)
+
+
+def test_words_of_a_prompt_are_kept_apart(comfy_session):
+    from magdiff_core.data.vocabulary import SPECIAL
+    from magdiff_core.train.word_readout import WordReadout
+
+    readout = WordReadout(len(SPECIAL) + 2, 4)
+    with torch.no_grad():
+        readout.directions.copy_(torch.eye(6, 4).roll(4, 0) * 7)
+    first, second = len(SPECIAL), len(SPECIAL) + 1
+    ids = torch.tensor([[1, first, second, 2, 0]])
+    tokens = torch.zeros(1, 5, 4)
+    tokens[0, 1, 0] = tokens[0, 2, 1] = 3.0
+    scores = torch.tensor([3.0, 0, 0, 0, 0, 0])
+    assert float(readout.loss(tokens, ids)) == pytest.approx(float(-scores.log_softmax(0)[0]), rel=1e-5)
+    alike = tokens.clone()
+    alike[0, 2] = alike[0, 1]
+    assert readout.loss(alike, ids) > 1.0 + readout.loss(tokens, ids)
+    noise = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(readout.loss(torch.where((ids < first)[..., None], noise, tokens), ids), readout.loss(tokens, ids))
+    assert readout.loss(tokens, torch.tensor([[1, 2, 0, 0, 0]])) == 0

@@ -27,7 +27,7 @@ MOTION = "motion"
 """As GENERATE, in groups of clips (`GROUP`) that differ in the motion alone, noise included, so that only the motion's word
 can tell them apart. Measured: after 3200 steps without them the word had no effect at all; with them it has one within 125."""
 
-KINDS = ((PLAIN, 0.05), (TOKENS, 0.22), (LATENTS, 0.04), (EDIT, 0.18), (MOTION, 0.22), (GENERATE, 0.29))
+KINDS = ((PLAIN, 0.05), (TOKENS, 0.12), (LATENTS, 0.03), (EDIT, 0.2), (MOTION, 0.3), (GENERATE, 0.3))
 GROUP = 4
 LOOK = ("shape", "blob", "colour", "second_colour", "texture", "texture_angle", "texture_cycles", "texture_phase", "spots")
 """Fields of a clip that its subject's look consists of, with two thirds of `colour_jitter`."""

@@ -26,6 +26,7 @@ from .checkpoint import MovingAverage
 from .export import ADAPTER_PREFIX, write_files
 from .loop import Schedule, train
 from .new_adapter import adapter_config, new_adapter_weights
+from .word_readout import WordReadout
 
 logger = logging.getLogger("magdiff")
 
@@ -53,6 +54,12 @@ def draw_timesteps(count: int, generator: torch.Generator, kind: str = GENERATE)
         return (STRONG_KINDS[kind] + (1000 - STRONG_KINDS[kind]) * draw).long()
     strong = torch.rand(count, generator=generator) < STRONG_SHARE
     return torch.where(strong, STRONG_NOISE + (1000 - STRONG_NOISE) * draw, STRONG_NOISE * draw**0.7).long()
+
+
+WORD_WEIGHT = 0.05
+"""Weight of the loss of `WordReadout`."""
+READOUT_PREFIX = "word_readout."
+"""Before the names of its parameters; no file holds them."""
 
 
 class Stage:
@@ -86,13 +93,14 @@ class Stage:
         for prefix in (own_checkpoint.TEXT_PREFIX, own_checkpoint.IMAGE_PREFIX):
             # ComfyUI holds encoders in half precision, which is too coarse for an optimiser
             self.modules[prefix].float().requires_grad_(prefix == own_checkpoint.TEXT_PREFIX)
+        self.words = WordReadout(len(config["text_encoder"]["words"]), token_width)
         self.training.adapter.projector.requires_grad_(False)
         if encoder is not None:
             subject_encoder.put(encoder, self.modules[own_checkpoint.IMAGE_PREFIX], self.training.adapter.projector)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, by file key (adapter keys behind `ADAPTER_PREFIX`)."""
-        modules = {**self.modules, ADAPTER_PREFIX: self.training.adapter}
+        modules = {**self.modules, ADAPTER_PREFIX: self.training.adapter, READOUT_PREFIX: self.words}
         return {
             prefix + name: parameter
             for prefix, module in modules.items()
@@ -109,13 +117,13 @@ class Stage:
         for name, value in values.items():
             if name.startswith(ADAPTER_PREFIX):
                 adapter[name.removeprefix(ADAPTER_PREFIX)] = value
-            else:
+            elif not name.startswith(READOUT_PREFIX):
                 checkpoint[name] = value
         return checkpoint, adapter
 
 
 def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-    """Mean square error of v at a random timestep a clip (`draw_timesteps`), weighed by the batch; mean weight 1."""
+    """Mean square error of v at a random timestep a clip (`draw_timesteps`), weighed by the batch, plus that of `WordReadout`."""
     clean = batch.latents * stage.config["latent_scale"]
     clips = len(clean)
     row = torch.arange(clips) // batch.group
@@ -124,7 +132,8 @@ def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> tor
     signal, spread = (share[:, None, None, None, None] for share in stage.training.signal_and_noise(timestep))
     tokens = latents = None
     with autocast("cpu", torch.bfloat16):
-        context = encode_text(stage.loaded, [token_ids(stage.loaded, prompt) for prompt in batch.prompts])
+        ids = [token_ids(stage.loaded, prompt) for prompt in batch.prompts]
+        context = encode_text(stage.loaded, ids)
         if batch.pictures is not None:
             # the black picture is the same in every row: it is encoded once
             pictures = torch.cat([batch.pictures[:, :-1].flatten(0, 1), batch.pictures[:1, -1]])
@@ -137,7 +146,8 @@ def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> tor
             latents = SubjectLatents(batch.pyramid, clean.shape[1], mode)
         result = stage.training.predict(signal * clean + spread * noise, timestep, context, tokens, latents)
     error = (result.float() - (signal * noise - spread * clean)).square()
-    return (error * batch.weight).mean() / batch.weight.mean()
+    words = stage.words.loss(context, torch.tensor(ids))
+    return (error * batch.weight).mean() / batch.weight.mean() + WORD_WEIGHT * words
 
 
 def run(
