@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..magdiff_core.host.folders import register_folders
-from . import compose, conditioning, evaluate, keep_region, loaders, motion, revideo, revideo_long, sampling, subject, wan
+from . import compose, conditioning, evaluate, keep_region, loaders, motion, revideo, revideo_long, sampling, subject, train, wan
 
-MODULES = (loaders, compose, subject, conditioning, wan, motion, revideo, sampling, revideo_long, keep_region, evaluate)
+MODULES = (loaders, compose, subject, conditioning, wan, motion, revideo, sampling, revideo_long, keep_region, evaluate, train)
 NODES = [node for module in MODULES for node in module.NODES]
 
 

@@ -109,6 +109,13 @@ def _entry(video: Path, caption: str, subject_mask: Path | None) -> VideoClip | 
     return VideoClip(video, caption, subject_mask)
 
 
+def clips_state(place: Path) -> str:
+    """Changes when a file of a folder, or a table, does; empty where there is nothing."""
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    status = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return str(zlib.crc32(repr(status).encode())) if status else ""
+
+
 def start_of(clip: VideoClip, sampling: Sampling) -> float:
     """Where in its video the clip begins, 0 = at the first frame, 1 = as late as possible; depends on name and seed alone."""
     if clip.subject_mask is not None and clip.subject_mask.suffix.lower() in PICTURES:

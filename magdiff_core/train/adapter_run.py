@@ -33,10 +33,10 @@ SAMPLED_CLIPS = 2
 class AdapterOptions:
     """What to train and how.
 
-    `data`: folder or CSV of clips. `folder`: for state, log, samples and the adapter. `cache`: for encoded clips, inside `folder`
-    by default. `batch`: clips a step over all devices, computed in `accumulate` parts. `rate`: the paper's is 5e-5. `sample_steps`,
-    `save_steps`: steps between sample pictures and between saves. `half`: the adapter is written in float16. `licence`: of the
-    trained weights, for the file. `base_name`: of the base, for the file.
+    `data`: folder or CSV of clips. `folder`: for state, log, samples and, unless `adapter_file` names a place, the adapter.
+    `cache`: for encoded clips, inside `folder` by default. `batch`: clips a step over all devices, computed in `accumulate` parts.
+    `rate`: the paper's is 5e-5. `sample_steps`, `save_steps`: steps between sample pictures and between saves. `half`: the
+    adapter is written in float16. `licence`: of the trained weights, for the file. `base_name`: of the base, for the file.
     """
 
     data: Path
@@ -55,8 +55,14 @@ class AdapterOptions:
     half: bool = False
     resume: bool = False
     cache: Path | None = None
+    adapter_file: Path | None = None
     base_name: str = ""
     licence: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where the adapter is written."""
+        return self.adapter_file or self.folder / ADAPTER_FILE
 
 
 @dataclass
@@ -102,7 +108,7 @@ def run(
     watcher: Watcher | None = None,
     only_prepare: bool = False,
 ) -> Path:
-    """Trains until `options.steps` and writes `adapter.safetensors` at each save; returns its path.
+    """Trains until `options.steps` and writes the adapter at each save; returns its path.
 
     `loaded`: its model is a base, or one with an adapter to start from; clip_vision may be None for stage "text-to-video".
     `only_prepare`: stop when the clips are encoded.
@@ -188,8 +194,8 @@ def _train(
             words = f"{options.stage}, {step} steps of {options.batch}, {len(files)} clips of {options.data.name}"
             started = stage.config.trained_from
             dtype = torch.float16 if options.half else torch.float32
-            stage.write(options.folder / ADAPTER_FILE, values, f"{started}; then {words}" if started else words, dtype)
-            logger.info("wrote %s of step %d", ADAPTER_FILE, step)
+            stage.write(options.path, values, f"{started}; then {words}" if started else words, dtype)
+            logger.info("wrote %s of step %d", options.path, step)
 
     def after_step(average: MovingAverage, step: int, loss: float) -> None:
         watcher.step(step, loss)
@@ -209,7 +215,7 @@ def _train(
         parameters, loss_of, schedule, options.folder, options.seed, options.resume, on_save, extra_state, set_extra_state,
         engine, options.accumulate, after_step, watcher.interruptions,
     )  # fmt: skip
-    return options.folder / ADAPTER_FILE
+    return options.path
 
 
 def _row(clip: VideoClip, cache: ClipCache, stage: AdapterStage) -> SampleClip:

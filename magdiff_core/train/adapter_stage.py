@@ -109,6 +109,8 @@ class AdapterStage:
             value.requires_grad_(key in self.originals)
             if not value.requires_grad and value.ndim > 1:
                 value.data = value.data.to(PRECISIONS[engine.precision])
+        whole_adapter, trained = self.training.adapter.state_dict(), self.parameters()
+        self.frozen = {key: value.detach().clone() for key, value in whole_adapter.items() if key not in trained}
         self.training.base.to(engine.device)
         self.training.adapter.to(engine.device)
         engine.module = self.objective
@@ -130,8 +132,8 @@ class AdapterStage:
         }
 
     def adapter_weights(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every tensor of the adapter file with `values` (by the names of `parameters`) in place of the trained ones."""
-        weights = {key: value.detach() for key, value in self.training.adapter.state_dict().items()}
+        """Every tensor of the adapter file. `values`: the trained ones, by the names of `parameters`."""
+        weights = dict(self.frozen)
         weights |= {BASE_PREFIX + key: value for key, value in self.differences.items() if key not in self.originals}
         for key, value in values.items():
             if key.startswith(BASE_PREFIX):
