@@ -39,7 +39,9 @@ CPU = Torch("2.13.0", "0.28.0", "2.11.0", "cpu", "https://download.pytorch.org/w
 CUDA = Torch("2.14.1", "0.29.1", "2.11.0", "cu130", "https://download.pytorch.org/whl/cu130")
 
 # What tests, benchmarks and the demo need beyond what a user of the nodes has.
-TOOLS = ("pytest>=8", "playwright>=1.50", "ruff>=0.9", "scikit-image>=0.24", "diffusers>=0.33", "comfy-cli>=1.20")
+TOOLS = (
+    "pytest>=8", "playwright>=1.50", "ruff>=0.9", "scikit-image>=0.24", "diffusers>=0.33", "accelerate>=1.4", "comfy-cli>=1.20",
+)  # fmt: skip
 # The pack linter wants a package installer of its own that it never calls here; so it comes without dependencies.
 LINTER = ("comfy-test==0.4.15",)
 LINTER_NEEDS = ("tree-sitter", "tree-sitter-javascript", "py7zr", "websocket-client", "psutil", "requests")

@@ -97,6 +97,21 @@ def test_ten_steps_move_every_trained_tensor_and_no_other(comfy_session, tmp_pat
     assert any(name.endswith("alpha_text") for name in trained) and any(name.endswith("alpha_image") for name in trained)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_clip_that_is_seen_again_and_again_is_learned(comfy_session, stage):
+    made, engine = new_stage(stage)
+    batch, common = batch_of(stage)
+    optimizer = torch.optim.Adam(made.parameters().values(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        loss = engine.run(batch, common)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[-3:]) < 0.5 * losses[0]
+
+
 @pytest.mark.parametrize("prediction", ("eps", "v"))
 def test_written_adapter_samples_like_the_trained_model(comfy_session, tmp_path, prediction):
     import tiny_run

@@ -8,6 +8,7 @@ import comfy.clip_model
 import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -61,6 +62,11 @@ class StepCache(RunCache):
             with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor):
                 self._values[key] = compute()
         return self._values[key]
+
+
+def differentiable_attention(_chosen: Callable, *args, **kwargs) -> Tensor:
+    """torch's attention, in place of the one that ComfyUI chose: some of those have no backward pass."""
+    return attention_pytorch(*args, **kwargs)
 
 
 def checkpointed(handler: Callable) -> Callable:
@@ -151,6 +157,7 @@ class TrainingModel:
             wrappers={**self.patcher.wrappers, WrappersMP.DIFFUSION_MODEL: around_unet}, cond_or_uncond=[0] * clips, sigmas=wide
         )
         options[RUN_CACHE] = StepCache()
+        options.setdefault("optimized_attention_override", differentiable_attention)
         conds = {}
         if tokens is not None:
             conds[COND_TOKENS] = tokens

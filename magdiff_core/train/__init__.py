@@ -1,1 +1,1 @@
-"""The trainer of the small model: an autoencoder stage, then everything else in one stage."""
+"""The trainers: of an adapter for any base (`adapter_*`), and of the small model in its own stages."""

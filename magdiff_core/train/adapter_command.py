@@ -6,10 +6,11 @@ import argparse
 import logging
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 from .engine import PRECISIONS, AccelerateEngine, Engine
+
+logger = logging.getLogger("magdiff")
 
 STAGES = ("text-to-video", "magdiff")
 
@@ -61,9 +62,14 @@ def run(arguments: argparse.Namespace) -> None:
     def stop(number: int, frame: object) -> None:
         asked_to_stop.append(number)
 
-    def after_step(step: int, loss: float) -> None:
+    def stop_if_asked(*_) -> None:
         if asked_to_stop:
             raise Stopped
+
+    def encoded(done: int, total: int) -> None:
+        stop_if_asked()
+        if done % 50 == 0 or done == total:
+            logger.info("%d of %d clips are encoded", done, total)
 
     handlers = {}
     if engine is None:
@@ -78,13 +84,13 @@ def run(arguments: argparse.Namespace) -> None:
     options = AdapterOptions(folder=arguments.out, sampling=sampling, base_name=arguments.base.stem, **shared)
     try:
         loaded = load_for_training(arguments.base, arguments.adapter, arguments.clip_vision)
-        written = train(options, loaded, engine, replace(Watcher(), step=after_step, interruptions=(Stopped,)), arguments.prepare)
+        written = train(options, loaded, engine, Watcher(encoded, stop_if_asked, interruptions=(Stopped,)), arguments.prepare)
     except Stopped:
-        raise SystemExit(f"stopped; --resume goes on from {arguments.out / 'state.pt'}") from None
+        raise SystemExit(f"stopped; --resume goes on from what is in {arguments.out}") from None
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     finally:
         for name, handler in handlers.items():
             signal.signal(name, handler)
     if engine.first:
-        logging.getLogger("magdiff").info("%s is there", written)
+        logger.info("%s is there", written)
