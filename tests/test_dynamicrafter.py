@@ -269,8 +269,23 @@ def test_pictures_that_the_encoder_gets(run, model, monkeypatch):
     encoder = dataclasses.replace(config.image_encoder, crop=False, channels="rgb")
     loaded.patcher.model.config = dataclasses.replace(config, image_encoder=encoder)
     adapted = run.apply_adapter(model, loaded, run.PartStrengths())
-    picture = torch.rand(1, 6, 8, 3)
+    picture = torch.rand(1, 8, 12, 3)
     output = encode.encode_subject_tokens(adapted, Encoder, picture)
     (pictures, crop), tokens = seen[0], encode.subject_tokens(output)
     assert torch.equal(pictures, torch.cat((picture, torch.full_like(picture, 0.5)))) and not crop
     assert (tokens.subject_entries, tokens.negative_entry, tokens.black_entry) == (1, True, False)
+
+
+def test_the_node_marks_the_negative(run, pack):
+    """Positive and negative carry the same tokens, and only the latter reads the negative's picture."""
+    from comfy.clip_vision import Output
+
+    output = Output()
+    output.last_hidden_state = output.penultimate_hidden_states = run.random(1 + 1, 9, 24, seed=6)
+    output.image_embeds = run.random(2, 24, seed=6)
+    output.negative_entry, output.black_entry = True, False
+    sides = pack["MagDiffAPAConditioning"].execute(*run.prompts(), output, 1.0, 1.0, 0.0, 1.0, "adaptive").args
+    conds = [extras["model_conds"]["magdiff_tokens"] for ((_, extras),) in sides]
+    assert [type(cond).__name__ for cond in conds] == ["SubjectTokensCond"] * 2 and conds[0].can_concat(conds[1])
+    assert conds[1].concat([conds[0]]).negative == (True, False)
+    assert conds[1].concat([conds[0]]).tokens.subject_entries == 1
