@@ -8,12 +8,12 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..magdiff_core.host.progress import frame_counter
+from ..magdiff_core.images import clean_images, fit_mask
 from ..magdiff_core.motion.drawing import read_drawing
 from ..magdiff_core.motion.point_tracking import follow_points, grid_points, sample_by_length
 from ..magdiff_core.motion.preview import preview_frames
 from ..magdiff_core.motion.tracks import coordinates_json, make_tracks
 from ..magdiff_core.motion.trajectories import EMPTY
-from ..magdiff_core.segment.images import clean_images, fit_mask
 from ..magdiff_core.segment.prompts import parse_points
 
 CATEGORY = "MagDiff/motion"

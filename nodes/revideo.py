@@ -13,10 +13,10 @@ from ..magdiff_core.host.folders import checkpoint_names, find_checkpoint, new_f
 from ..magdiff_core.host.progress import frame_counter
 from ..magdiff_core.host.revideo_conditioning import image_conditioning
 from ..magdiff_core.host.revideo_split import split_checkpoint
+from ..magdiff_core.images import clean_images, fit_mask
 from ..magdiff_core.motion.hints import MAP_MODES
 from ..magdiff_core.motion.resolution import BUDGETS, CUSTOM
 from ..magdiff_core.motion.safm import FUSION_MODES
-from ..magdiff_core.segment.images import clean_images, fit_mask
 
 Control = io.Custom("MAGDIFF_CONTROL")
 

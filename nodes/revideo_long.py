@@ -6,12 +6,12 @@ import torch
 from comfy_api.latest import io
 
 from ..magdiff_core.host.revideo_windows import Models, Settings, check_clip, clip_size, edit_long_clip
+from ..magdiff_core.images import clean_images, fit_mask
 from ..magdiff_core.motion.colour_match import COLOUR_MATCHES
 from ..magdiff_core.motion.hints import MAP_MODES
 from ..magdiff_core.motion.resolution import BUDGETS, CUSTOM
 from ..magdiff_core.motion.safm import FUSION_MODES
 from ..magdiff_core.motion.windows import OVERLAP_MODES, plan_windows
-from ..magdiff_core.segment.images import clean_images, fit_mask
 
 SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m")
 SCHEDULERS = ("karras", "exponential", "simple")

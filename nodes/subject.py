@@ -8,8 +8,8 @@ from comfy_api.latest import io, ui
 from ..magdiff_core.alignment.sda import subject_on_black
 from ..magdiff_core.host.progress import frame_counter
 from ..magdiff_core.host.sam_loader import load_sam, sam_files
+from ..magdiff_core.images import clean_images, fit_mask
 from ..magdiff_core.segment.boxes import boxes_of_masks
-from ..magdiff_core.segment.images import clean_images, fit_mask
 from ..magdiff_core.segment.preview import preview_frames
 from ..magdiff_core.segment.prompts import parse_boxes, parse_frame_numbers, parse_points
 from ..magdiff_core.segment.subject import GRABCUT, Method, Request, segment_subject

@@ -147,7 +147,7 @@ class TestEncodeSubjectTokens:
         broken[0, 0, 0, 0] = float("nan")
         with pytest.raises(ValueError, match="subject holds 1 values that are NaN"):
             self.encode(call, model, clip_vision, broken)
-        with pytest.raises(ValueError, match=r"subject has shape \(1, 32, 32, 2\).*height, width, 3"):
+        with pytest.raises(ValueError, match=r"subject has shape \[1, 32, 32, 2\].*height, width, 3"):
             self.encode(call, model, clip_vision, good[..., :2])
         with pytest.raises(ValueError, match="no MagDiff adapter.*Apply MagDiff Adapter"):
             self.encode(call, rig.tiny_model(), clip_vision, good)

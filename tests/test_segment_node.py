@@ -166,8 +166,17 @@ def test_rgba_and_grey_work_and_that_is_said(pack, caplog):
         grey = run(pack, images[..., :1], **BOX)
     assert grey["subject"].shape == (1, SIDE, SIDE, 3)
     assert overlap(grey["subject_mask"], true) > 0.9
-    assert "alpha channel, which is dropped" in caplog.text
+    assert "alpha channel: what is transparent turns black" in caplog.text
     assert "is grey" in caplog.text
+
+
+def test_transparent_pixels_turn_black_as_those_outside_of_a_mask_do(pack):
+    from magdiff_core.images import clean_images
+
+    images, true = discs()
+    alpha = 0.75 * true
+    cut_out = torch.cat([images, alpha[..., None]], -1)
+    assert torch.equal(clean_images(cut_out, "images"), run(pack, images, subject_mask=alpha)["subject"])
 
 
 def test_grow_feather_and_holes(pack):
@@ -206,7 +215,7 @@ def spoiled(value: float) -> torch.Tensor:
         (spoiled(float("nan")), {}, ("images holds 1 values", "NaN")),
         (spoiled(float("inf")), {}, ("images holds 1 values", "infinite")),
         (torch.rand(1, 4, 4, 3), {}, ("4x4", "8x8")),
-        (torch.rand(1, SIDE, SIDE, 2), {}, ("images must be", "[1, 96, 96, 2]")),
+        (torch.rand(1, SIDE, SIDE, 2), {}, ("images has shape [1, 96, 96, 2]", "height, width, 3")),
         (discs()[0], {"positive_points": '[{"x": 96, "y": 3}]'}, ("positive_points", "(96, 3)", "96x96")),
         (discs()[0], {"negative_points": "{x: 1}"}, ("negative_points", "not valid JSON")),
         (discs()[0], {"box_width": 10}, ("box", "height 0")),

@@ -8,27 +8,15 @@ from torch import Tensor
 
 from ..alignment.hfa import fit, pyramid_sizes, resize
 from ..config import GREY_PICTURE, POOLED_LAYER, SAME_PICTURE, TOKENS_OF_CLIP, ZERO_PICTURE
+from ..images import clean_images
 from .attach import adapter_of
-from .checks import check_finite, check_token_width
+from .checks import check_token_width
 from .conds import GENERATE, SubjectLatents, SubjectTokens
 
 GREY = 0.5
 """The middle between black and white: 0 in the range that VideoCrafter and DynamiCrafter give to their image encoder."""
 ENCODE_CHUNK = 16
 """Pictures that the image encoder takes at once: long clips would not fit."""
-
-
-def rgb(pictures: Tensor, name: str) -> Tensor:
-    """IMAGE `[F, H, W, 1, 3 or 4]` -> `[F, H, W, 3]`: grey is repeated, transparent pixels turn black ("no subject").
-
-    Raises ValueError for other shapes, NaN and infinity.
-    """
-    if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3, 4) or pictures.shape[0] == 0:
-        raise ValueError(f"{name} has shape {tuple(pictures.shape)}: an IMAGE [frames, height, width, 3] is needed")
-    check_finite(name, pictures)
-    if pictures.shape[-1] == 4:
-        return pictures[..., :3] * pictures[..., 3:]
-    return pictures.expand(-1, -1, -1, 3)
 
 
 def encode_subject_tokens(model, clip_vision, subject: Tensor):
@@ -45,7 +33,7 @@ def encode_subject_tokens(model, clip_vision, subject: Tensor):
     if adapter.apa is None:
         raise ValueError("the adapter on this MODEL has no image stream (apa.*), so subject tokens cannot act")
     encoder = adapter.config.image_encoder
-    subject = rgb(subject, "subject")
+    subject = clean_images(subject, "subject")
     has_negative = adapter.config.negative_picture != SAME_PICTURE
     has_black = adapter.config.image_tokens == TOKENS_OF_CLIP
     blank = torch.zeros_like(subject[:1])
@@ -111,7 +99,7 @@ def encode_subject_pyramid(
     """
     if vae.latent_dim != 2:
         raise ValueError("this VAE is a video VAE: HFA Pyramid Encode needs the picture VAE of the SD1.5 or SD2.1 base")
-    subject = rgb(subject, "subject")
+    subject = clean_images(subject, "subject")
     factor = vae.spacial_compression_encode()
     if mode == GENERATE:
         if subject.shape[0] not in (1, 2):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..segment.images import clean_images, fit_mask
+from ..images import clean_images, fit_mask
 
 ASPECT_TOLERANCE = 0.03
 """Models round sides to multiples of 8 to 64; a larger change of shape is a crop or another clip."""

@@ -8,9 +8,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..images import clean_images, fit_mask
 from ..metrics.region import region_psnr
 from ..motion.resolution import MULTIPLE
-from .images import clean_images, fit_mask
 from .refine import seam
 
 log = logging.getLogger("magdiff")
