@@ -27,8 +27,11 @@ MOTION = "motion"
 """As GENERATE, in groups of clips (`GROUP`) that differ in the motion alone, noise included, so that only the motion's word
 can tell them apart. Measured: after 3200 steps without them the word had no effect at all; with them it has one within 125."""
 
-KINDS = ((PLAIN, 0.05), (TOKENS, 0.12), (LATENTS, 0.03), (EDIT, 0.2), (MOTION, 0.3), (GENERATE, 0.3))
+KINDS = ((PLAIN, 0.05), (TOKENS, 0.06), (LATENTS, 0.02), (EDIT, 0.17), (MOTION, 0.45), (GENERATE, 0.25))
 GROUP = 4
+DIRECTIONS = 4
+"""The first of `procedural.MOTIONS`."""
+DIRECTIONS_SHARE = 0.65
 LOOK = ("shape", "blob", "colour", "second_colour", "texture", "texture_angle", "texture_cycles", "texture_phase", "spots")
 """Fields of a clip that its subject's look consists of, with two thirds of `colour_jitter`."""
 SUBJECT_WEIGHT = 4.0
@@ -105,6 +108,18 @@ def reference_pictures(
     return cut_out(*procedural.render_subject(spec.replace(**pose), frames=1), procedural.background(spec).roll(group, 0))
 
 
+def draw_motions(generator: torch.Generator) -> Tensor:
+    """`GROUP` different motions: in `DIRECTIONS_SHARE` of the cases the four directions, else any that include all others.
+
+    Directions are the last thing that is learned: moving at all is told from growing long before left is told from up.
+    """
+    shuffled = torch.randperm(len(procedural.MOTIONS), generator=generator)
+    direction = shuffled < DIRECTIONS
+    if float(torch.rand(1, generator=generator)) < DIRECTIONS_SHARE:
+        return shuffled[direction]
+    return torch.cat([shuffled[~direction], shuffled[direction]])[:GROUP]
+
+
 def draw_clips(count: int, generator: torch.Generator, kind: str) -> procedural.ClipSpec:
     """Training clips; those of a `MOTION` or `TOKENS` batch come in groups that differ in the motion, or the subject's look."""
     if kind not in (MOTION, TOKENS):
@@ -112,8 +127,7 @@ def draw_clips(count: int, generator: torch.Generator, kind: str) -> procedural.
     clips = -(-count // GROUP)
     spec = procedural.sample(clips, generator).select(torch.arange(clips).repeat_interleave(GROUP)[:count])
     if kind == MOTION:
-        orders = [torch.randperm(len(procedural.MOTIONS), generator=generator)[:GROUP] for _ in range(clips)]
-        return spec.replace(motion=torch.cat(orders)[:count])
+        return spec.replace(motion=torch.cat([draw_motions(generator) for _ in range(clips)])[:count])
     other = procedural.sample(count, generator)
     # A subject of the background's colour would not be seen: such a one keeps the look that it has.
     unseen = (other.colour == spec.background_colour) | (other.second_colour == spec.background_colour)

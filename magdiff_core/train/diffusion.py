@@ -36,7 +36,7 @@ STRONG_NOISE = 900
 STRONG_SHARE = 0.3
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
-STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 700}
+STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 800}
 """Batches of these kinds get no timestep below. A subject is small: where it goes can be read off the input below 700."""
 
 PROMPT_BATCHES = 150
