@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..magdiff_core.alignment.apa import ADAPTIVE, ALPHA_MAX, FIXED, AlphaSettings
+from ..magdiff_core.alignment.apa import ADAPTIVE, FIXED, AlphaSettings
 from ..magdiff_core.alignment.hfa import FIT_MODES
 from ..magdiff_core.host.conds import EDIT, GENERATE, attach
 from ..magdiff_core.host.encode import encode_subject_pyramid, encode_subject_tokens, subject_tokens
+from .common_inputs import ALPHA, PERCENT
 
 CATEGORY = "MagDiff/conditioning"
 
@@ -44,8 +45,6 @@ class EncodeSubjectTokens(io.ComfyNode):
 class APAConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        slider = {"min": 0.0, "max": ALPHA_MAX, "step": 0.01, "display_mode": io.NumberDisplay.slider}
-        percent = {"min": 0.0, "max": 1.0, "step": 0.001, "advanced": True}
         return io.Schema(
             node_id="MagDiffAPAConditioning",
             display_name="APA Conditioning",
@@ -57,15 +56,15 @@ class APAConditioning(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt. It gets the same picture, only its text differs."),
                 io.ClipVisionOutput.Input("clip_vision_output", tooltip="The subject from Encode Subject Tokens."),
-                io.Float.Input("alpha_text", default=1.0, tooltip="Strength of the text. 1 = as learned, 0 = none.", **slider),
-                io.Float.Input("alpha_image", default=1.0, tooltip="Strength of the picture. 1 = as learned, 0 = none.", **slider),
+                io.Float.Input("alpha_text", default=1.0, tooltip="Strength of the text. 1 = as learned, 0 = none.", **ALPHA),
+                io.Float.Input("alpha_image", default=1.0, tooltip="Strength of the picture. 1 = as learned, 0 = none.", **ALPHA),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,
                     tooltip="Part of sampling at which the sliders start to act. Before it the learned weights act alone.",
-                    **percent,
+                    **PERCENT,
                 ),
-                io.Float.Input("end_percent", default=1.0, tooltip="Part of sampling at which the sliders stop to act.", **percent),
+                io.Float.Input("end_percent", default=1.0, tooltip="Part of sampling at which the sliders stop to act.", **PERCENT),
                 io.Combo.Input(
                     "mode",
                     options=[ADAPTIVE, FIXED],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..magdiff_core.host.progress import frame_counter
 from ..magdiff_core.images import clean_images, fit_mask
@@ -15,11 +15,11 @@ from ..magdiff_core.motion.preview import preview_frames
 from ..magdiff_core.motion.tracks import coordinates_json, make_tracks
 from ..magdiff_core.motion.trajectories import EMPTY
 from ..magdiff_core.segment.prompts import parse_points
+from .preview import PREVIEW_FPS, show_frames
 
 CATEGORY = "MagDiff/motion"
 GRID, POINTS = "grid", "points"
 ALL, BY_LENGTH = "all", "by length"
-PREVIEW_FPS = 8
 
 log = logging.getLogger("magdiff")
 
@@ -216,14 +216,7 @@ class TrackPoints(io.ComfyNode):
 
 
 def _show(preview: torch.Tensor, fps: float, notes: tuple[str, ...], cls: type[io.ComfyNode]) -> dict:
-    if preview.shape[0] == 1:
-        shown = ui.PreviewImage(preview, cls=cls).as_dict()
-    else:
-        saved = ui.ImageSaveHelper.save_animated_webp(
-            preview, "MagDiff_motion", io.FolderType.temp, cls, fps=fps, lossless=False, quality=80, method=0
-        )
-        shown = ui.SavedImages([saved], is_animated=True).as_dict()
-    return {**shown, "text": list(notes)}
+    return {**show_frames(preview, "MagDiff_motion", cls, fps).as_dict(), "text": list(notes)}
 
 
 NODES = [DrawTrajectories, TrackPoints]

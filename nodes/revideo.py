@@ -14,11 +14,16 @@ from ..magdiff_core.host.progress import frame_counter
 from ..magdiff_core.host.revideo_conditioning import image_conditioning
 from ..magdiff_core.host.revideo_split import split_checkpoint
 from ..magdiff_core.images import clean_images, fit_mask
-from ..magdiff_core.motion.hints import MAP_MODES
-from ..magdiff_core.motion.resolution import BUDGETS, CUSTOM
-from ..magdiff_core.motion.safm import FUSION_MODES
-
-Control = io.Custom("MAGDIFF_CONTROL")
+from .common_inputs import (
+    Control,
+    clip_numbers,
+    control_settings,
+    edit_region,
+    first_frame,
+    revideo_control,
+    revideo_encoders,
+    revideo_size,
+)
 
 WHAT_TO_LOAD = {
     "model": "use Image Only Checkpoint Loader with Stable Video Diffusion, and Load ReVideo Control behind it",
@@ -124,7 +129,6 @@ class SplitReVideoCheckpoint(io.ComfyNode):
 class ReVideoImageConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = {"min": 64, "max": 8192, "step": 64, "advanced": True}
         return io.Schema(
             node_id="MagDiffReVideoImageConditioning",
             display_name="ReVideo Image Conditioning",
@@ -134,28 +138,13 @@ class ReVideoImageConditioning(io.ComfyNode):
             "and cfg 4.",
             search_aliases=["svd", "img2vid", "image to video", "first frame", "revideo", "magdiff"],
             inputs=[
-                io.ClipVision.Input("clip_vision", tooltip="The image encoder of Load ReVideo."),
-                io.Vae.Input("vae", tooltip="The autoencoder of Load ReVideo."),
-                io.Image.Input(
-                    "edited_frame",
-                    tooltip="First frame of the clip as it is to look, whole: with the edit in it and the rest unchanged.",
-                ),
-                io.Combo.Input(
-                    "resolution",
-                    options=[*BUDGETS, CUSTOM],
-                    default=next(iter(BUDGETS)),
-                    tooltip="Pixels of a frame; the sides keep the frame's shape in multiples of 64. 1 MP needs about 20 GB, take "
-                    "less on a small GPU. custom: width and height below.",
-                ),
-                io.Int.Input("width", default=1024, tooltip="Width in pixels for resolution custom.", **side),
-                io.Int.Input("height", default=576, tooltip="Height in pixels for resolution custom.", **side),
+                *revideo_encoders(),
+                first_frame(),
+                *revideo_size(),
                 io.Int.Input(
                     "frames", default=14, min=1, max=4096, tooltip="Length of the clip: that of source_frames. ReVideo makes 14."
                 ),
-                io.Int.Input("fps", default=10, min=1, max=1024, tooltip="Frames a second that the model is told, as given."),
-                io.Int.Input(
-                    "motion_bucket_id", default=127, min=1, max=1023, tooltip="How much motion the model is told.", advanced=True
-                ),
+                *clip_numbers(),
                 io.Float.Input(
                     "augmentation_level",
                     default=0.02,
@@ -211,7 +200,6 @@ class ReVideoImageConditioning(io.ComfyNode):
 class SAFMTrajectoryFuse(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        percent = {"min": 0.0, "max": 1.0, "step": 0.001, "advanced": True}
         return io.Schema(
             node_id="MagDiffSAFMTrajectoryFuse",
             display_name="SAFM Trajectory Fuse",
@@ -222,34 +210,11 @@ class SAFMTrajectoryFuse(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("positive", tooltip="From ReVideo Image Conditioning, perhaps with ControlNets."),
                 io.Conditioning.Input("negative", tooltip="From ReVideo Image Conditioning. It gets the same control."),
-                Control.Input("control", tooltip="The control branch of Load ReVideo."),
+                revideo_control(),
                 io.Image.Input("source_frames", tooltip="The clip before the edit, as many frames as the latent."),
-                io.Mask.Input("edit_mask", tooltip="1 = may change. One for all frames, or one a frame; cut at one half."),
+                edit_region(),
                 io.Tracks.Input("tracks", tooltip="Where points move, in pixels of source_frames."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.01,
-                    tooltip="Of the whole control. 0 = the plain model, exactly.",
-                ),
-                io.Float.Input("start_percent", default=0.0, tooltip="Part of sampling at which it starts to act.", **percent),
-                io.Float.Input("end_percent", default=1.0, tooltip="Part of sampling at which it stops to act.", **percent),
-                io.Combo.Input(
-                    "fusion",
-                    options=list(FUSION_MODES),
-                    default=FUSION_MODES[0],
-                    tooltip="safm: as trained. direct sum, no time: the two that the paper compares it with.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "motion_maps",
-                    options=list(MAP_MODES),
-                    default=MAP_MODES[0],
-                    tooltip="default: with fractions of pixels, nothing outside of the picture. reference: as released.",
-                    advanced=True,
-                ),
+                *control_settings(),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="With the control, for any sampler."),

@@ -8,10 +8,16 @@ from comfy_api.latest import io
 from ..magdiff_core.host.revideo_windows import Models, Settings, check_clip, clip_size, edit_long_clip
 from ..magdiff_core.images import clean_images, fit_mask
 from ..magdiff_core.motion.colour_match import COLOUR_MATCHES
-from ..magdiff_core.motion.hints import MAP_MODES
-from ..magdiff_core.motion.resolution import BUDGETS, CUSTOM
-from ..magdiff_core.motion.safm import FUSION_MODES
 from ..magdiff_core.motion.windows import OVERLAP_MODES, plan_windows
+from .common_inputs import (
+    clip_numbers,
+    control_settings,
+    edit_region,
+    first_frame,
+    revideo_control,
+    revideo_encoders,
+    revideo_size,
+)
 
 SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m")
 SCHEDULERS = ("karras", "exponential", "simple")
@@ -21,8 +27,6 @@ SCHEDULERS = ("karras", "exponential", "simple")
 class ReVideoLongVideo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = {"min": 64, "max": 8192, "step": 64, "advanced": True}
-        percent = {"min": 0.0, "max": 1.0, "step": 0.001, "advanced": True}
         guidance = {"min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
         return io.Schema(
             node_id="MagDiffReVideoLongVideo",
@@ -33,25 +37,13 @@ class ReVideoLongVideo(io.ComfyNode):
             search_aliases=["sliding window", "long video", "revideo", "video edit", "resume", "svd", "context", "magdiff"],
             inputs=[
                 io.Model.Input("model", tooltip="The model of Load ReVideo. Linear guidance is built in, see cfg."),
-                io.ClipVision.Input("clip_vision", tooltip="The image encoder of Load ReVideo."),
-                io.Vae.Input("vae", tooltip="The autoencoder of Load ReVideo."),
-                io.Custom("MAGDIFF_CONTROL").Input("control", tooltip="The control branch of Load ReVideo."),
-                io.Image.Input(
-                    "edited_frame",
-                    tooltip="First frame of the clip as it is to look, whole: with the edit in it and the rest unchanged.",
-                ),
+                *revideo_encoders(),
+                revideo_control(),
+                first_frame(),
                 io.Image.Input("source_frames", tooltip="The whole clip before the edit, of any length from one window on."),
-                io.Mask.Input("edit_mask", tooltip="1 = may change. One for all frames, or one a frame; cut at one half."),
+                edit_region(),
                 io.Tracks.Input("tracks", tooltip="Where points move, over the whole clip, in pixels of source_frames."),
-                io.Combo.Input(
-                    "resolution",
-                    options=[*BUDGETS, CUSTOM],
-                    default=next(iter(BUDGETS)),
-                    tooltip="Pixels of a frame; the sides keep the frame's shape in multiples of 64. 1 MP needs about 20 GB, take "
-                    "less on a small GPU. custom: width and height below.",
-                ),
-                io.Int.Input("width", default=1024, tooltip="Width in pixels for resolution custom.", **side),
-                io.Int.Input("height", default=576, tooltip="Height in pixels for resolution custom.", **side),
+                *revideo_size(),
                 io.Int.Input(
                     "window_frames",
                     default=14,
@@ -112,34 +104,8 @@ class ReVideoLongVideo(io.ComfyNode):
                     tooltip="Noise schedule. ReVideo was made for karras.",
                     advanced=True,
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.01,
-                    tooltip="Of the whole control. 0 = the plain model, exactly.",
-                ),
-                io.Float.Input("start_percent", default=0.0, tooltip="Part of sampling at which it starts to act.", **percent),
-                io.Float.Input("end_percent", default=1.0, tooltip="Part of sampling at which it stops to act.", **percent),
-                io.Combo.Input(
-                    "fusion",
-                    options=list(FUSION_MODES),
-                    default=FUSION_MODES[0],
-                    tooltip="safm: as trained. direct sum, no time: the two that the paper compares it with.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "motion_maps",
-                    options=list(MAP_MODES),
-                    default=MAP_MODES[0],
-                    tooltip="default: with fractions of pixels, nothing outside of the picture. reference: as released.",
-                    advanced=True,
-                ),
-                io.Int.Input("fps", default=10, min=1, max=1024, tooltip="Frames a second that the model is told, as given."),
-                io.Int.Input(
-                    "motion_bucket_id", default=127, min=1, max=1023, tooltip="How much motion the model is told.", advanced=True
-                ),
+                *control_settings(),
+                *clip_numbers(),
                 io.Float.Input(
                     "augmentation_level",
                     default=0.02,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..magdiff_core.alignment.sda import subject_on_black
 from ..magdiff_core.host.progress import frame_counter
@@ -13,10 +13,10 @@ from ..magdiff_core.segment.boxes import boxes_of_masks
 from ..magdiff_core.segment.preview import preview_frames
 from ..magdiff_core.segment.prompts import parse_boxes, parse_frame_numbers, parse_points
 from ..magdiff_core.segment.subject import GRABCUT, Method, Request, segment_subject
+from .preview import show_frames
 
 METHOD_GRABCUT, METHOD_SAM = "GrabCut", "SAM"
 POINTS = 'JSON like [{"x": 120, "y": 80}] in pixels of the first frame, as core\'s SAM3 nodes take it.'
-PREVIEW_FPS = 8
 
 
 class SubjectSegment(io.ComfyNode):
@@ -174,7 +174,7 @@ class SubjectSegment(io.ComfyNode):
             (1 - masks).to(device),
             boxes_of_masks(masks),
             preview.to(device),
-            ui=_show(preview, cls),
+            ui=show_frames(preview, "MagDiff_subject", cls),
         )
 
 
@@ -195,15 +195,6 @@ def _method(name: str, sam_model: str, mask_is_wired: bool) -> Method:
         return GRABCUT
     segmenter = load_sam(sam_model)
     return Method(METHOD_SAM, segmenter.segment, segmenter.refine)
-
-
-def _show(preview: torch.Tensor, cls: type[io.ComfyNode]) -> ui.PreviewImage | ui.SavedImages:
-    if preview.shape[0] == 1:
-        return ui.PreviewImage(preview, cls=cls)
-    saved = ui.ImageSaveHelper.save_animated_webp(
-        preview, "MagDiff_subject", io.FolderType.temp, cls, fps=PREVIEW_FPS, lossless=False, quality=80, method=0
-    )
-    return ui.SavedImages([saved], is_animated=True)
 
 
 NODES = [SubjectSegment]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..magdiff_core.alignment.apa import ALPHA_MAX, AlphaSettings
+from ..magdiff_core.alignment.apa import AlphaSettings
 from ..magdiff_core.host.wan import apply_wan_alphas
+from .common_inputs import ALPHA, PERCENT
 
 
 class APAForWan(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        slider = {"min": 0.0, "max": ALPHA_MAX, "step": 0.01, "display_mode": io.NumberDisplay.slider}
-        percent = {"min": 0.0, "max": 1.0, "step": 0.001, "advanced": True}
         return io.Schema(
             node_id="MagDiffAPAForWan",
             display_name="APA for Wan",
@@ -24,20 +23,20 @@ class APAForWan(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="Wan 2.1 image-to-video, or a relative with its picture stream: FLF2V, Fun, Animate."
                 ),
-                io.Float.Input("alpha_text", default=1.0, tooltip="Strength of the text. 1 = as trained, 0 = none.", **slider),
+                io.Float.Input("alpha_text", default=1.0, tooltip="Strength of the text. 1 = as trained, 0 = none.", **ALPHA),
                 io.Float.Input(
                     "alpha_image",
                     default=1.0,
                     tooltip="Strength of the picture's CLIP vision tokens. 1 = as trained, 0 = none. The first frame stays given.",
-                    **slider,
+                    **ALPHA,
                 ),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,
                     tooltip="Part of sampling at which the sliders start to act. Before it the model is the plain one.",
-                    **percent,
+                    **PERCENT,
                 ),
-                io.Float.Input("end_percent", default=1.0, tooltip="Part of sampling at which the sliders stop to act.", **percent),
+                io.Float.Input("end_percent", default=1.0, tooltip="Part of sampling at which the sliders stop to act.", **PERCENT),
                 io.Int.Input(
                     "first_block", default=0, min=0, max=999, tooltip="First block in which the sliders act, from 0.", advanced=True
                 ),
