@@ -32,13 +32,6 @@ AUTOENCODER = {
 
 
 @pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
 def clip_vision(rig):
     from comfy.clip_vision import ClipVisionModel
     from tiny import randomise
@@ -353,8 +346,13 @@ def test_a_part_that_a_checkpoint_lacks_blocks_only_its_output(pack, monkeypatch
     module = sys.modules[pack["MagDiffLoadCheckpoint"].__module__]
     parts = {name: None if name == missing else object() for name in ("model", "clip", "vae", "clip_vision")}
     monkeypatch.setattr(module, "find_checkpoint", lambda name: name)
-    monkeypatch.setattr(module, "load_checkpoint", lambda path: SimpleNamespace(**parts))
+    asked = []
+    monkeypatch.setattr(
+        module, "load_checkpoint", lambda path, variant=None: asked.append((path, variant)) or SimpleNamespace(**parts)
+    )
     outputs = pack["MagDiffLoadCheckpoint"].execute("some.pth").args
+    pack["MagDiffLoadCheckpoint"].execute("some.pth", "DynamiCrafter-1024")
+    assert asked == [("some.pth", None), ("some.pth", "DynamiCrafter-1024")]
     for (name, part), output in zip(parts.items(), outputs, strict=True):
         if name == missing:
             assert isinstance(output, ExecutionBlocker)
