@@ -66,6 +66,38 @@ def pack(comfy_session) -> dict[str, type]:
     return comfy_session.load_pack(ROOT)
 
 
+@pytest.fixture(scope="module")
+def rig(comfy_session):
+    """The module tests/tiny_run.py: the tiny model, adapters and conditioning for it, and runs of it."""
+    import tiny_run
+
+    return tiny_run
+
+
+@pytest.fixture(scope="module")
+def base(rig):
+    """The tiny model without an adapter, one for all tests of a file."""
+    return rig.tiny_model()
+
+
+@pytest.fixture(scope="module")
+def adapted(rig, base):
+    """`base` with an adapter, every part on."""
+    return rig.adapted(base)
+
+
+@pytest.fixture(scope="module")
+def vanilla(rig, base):
+    """The latent that `base` makes."""
+    return rig.run(base, *rig.prompts())
+
+
+@pytest.fixture(scope="module")
+def full(rig, adapted):
+    """The latent that `adapted` makes of the whole conditioning."""
+    return rig.run(adapted, *rig.wired())
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     """A running ComfyUI with our pack; its path has a space and a letter outside ASCII on purpose."""

@@ -13,13 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
-@pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
 def vidrd() -> dict[str, torch.Tensor]:
     """A small `ModelT2V.pth`."""
     return {f"unet.{key}": value for key, value in released.unet_weights(image_stream=False, seed=3).items()}

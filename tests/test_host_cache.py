@@ -9,13 +9,6 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
 def model(rig):
     return rig.adapted(rig.tiny_model())
 

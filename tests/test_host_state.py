@@ -6,33 +6,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
-def base(rig):
-    return rig.tiny_model()
-
-
-@pytest.fixture(scope="module")
-def vanilla(rig, base):
-    return rig.run(base, *rig.prompts())
-
-
-@pytest.fixture(scope="module")
-def adapted(rig, base):
-    return rig.adapted(base)
-
-
-@pytest.fixture(scope="module")
-def full(rig, adapted):
-    return rig.run(adapted, *rig.wired())
-
-
 def options_of(model) -> str:
     return str(model.model_options) + str({kind: keys for kind, keys in model.wrappers.items() if keys})
 

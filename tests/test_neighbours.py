@@ -6,18 +6,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
-def adapted(rig):
-    return rig.adapted(rig.tiny_model())
-
-
 class Theirs:
     """As IP-Adapter nodes set it."""
 

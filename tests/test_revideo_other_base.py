@@ -9,13 +9,6 @@ F, SIDE = 4, 64
 
 
 @pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
 def branch(rig):
     """A random control branch whose trunk is the encoder of the tiny SD model: 4 channels, prompts, no temporal layers."""
     import comfy.model_patcher
@@ -31,11 +24,6 @@ def branch(rig):
     model = build_control(read_control(empty.state_dict()), UNET["num_head_channels"])
     device = torch.device("cpu")
     return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=device)
-
-
-@pytest.fixture(scope="module")
-def base(rig):
-    return rig.tiny_model()
 
 
 def with_control(conditionings, branch, strength=1.0, frames=F):
