@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from magdiff_core.metrics.region import HIGHEST_PSNR, region_psnr
-from magdiff_core.motion.resolution import BUDGETS, working_size
-from magdiff_core.segment.paste import paste_kept_region, same_but_for_rounding
+from magdiff_core.motion.resolution import BUDGETS, same_but_for_rounding, working_size
+from magdiff_core.segment.paste import paste_kept_region
 
 FRAMES, HEIGHT, WIDTH = 4, 40, 56
 

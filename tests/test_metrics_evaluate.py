@@ -262,6 +262,16 @@ def test_a_source_of_a_rounded_size_is_resized(node):
     assert run(node, frames, source_frames=across)[2]["metrics"]["psnr"]["value"] > 40
 
 
+def test_a_clip_of_a_size_that_revideo_makes_is_measured(node):
+    """640x480 is sampled at 1152x896: the shape changes by 3.7 %."""
+    source = torch.linspace(0, 1, 640)[None, None, :, None].expand(1, 480, -1, 3)
+    frames = torch.linspace(0, 1, 1152)[None, None, :, None].expand(1, 896, -1, 3)
+    edit_mask = torch.zeros(1, 480, 640)
+    edit_mask[:, 100:200, 100:200] = 1.0
+    metrics = run(node, frames, source_frames=source, edit_mask=edit_mask)[2]["metrics"]
+    assert metrics["psnr_outside"]["value"] > 40
+
+
 def test_a_file_that_is_another_model_is_named(node, files):
     with pytest.raises(ValueError, match="clip_tiny.safetensors is no DINO file"):
         run(node, clip(), dino=files["clip"], subject=clip(1, 1))

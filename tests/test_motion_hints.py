@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
+import pytest
 import torch
 
 from magdiff_core.motion import reference
 from magdiff_core.motion.hints import EditRequest
 from magdiff_core.motion.motion_map import motion_map
+from magdiff_core.motion.resolution import BUDGETS, working_size
 
 F, W, H = 3, 64, 48
 PATH = torch.tensor([[[10.5, 20.5]], [[13.5, 20.5]], [[16.5, 24.5]]])
@@ -68,6 +71,31 @@ def test_at_another_size_tracks_and_moves_grow_and_the_filter_does_not():
     torch.testing.assert_close(got, torch.tensor([0.0, 6.0]) * near, atol=0.02, rtol=0)
     far = torch.tensor(6 * math.exp(-(19.5**2 + 0.25) / 200))
     torch.testing.assert_close(hints.motion[1, 1, row, column + 20], far, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (854, 480), (1000, 300), (300, 1000)])
+def test_every_size_of_the_resolution_rule_is_taken_and_a_crop_is_not(size):
+    """1000x300 becomes 768x192 at the smallest budget: 20 % wider."""
+    width, height = size
+    source = torch.zeros(1, height, width, 3)
+    made = EditRequest(source, torch.ones(1, height, width), torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.bool))
+    for pixels in BUDGETS.values():
+        wanted = working_size(width, height, pixels)
+        assert made.hints(*wanted).content.shape[2:] == wanted[::-1]
+    side = 64 * (min(size) // 64)
+    with pytest.raises(ValueError, match=f"are {width}x{height}, the clip is sampled at {side}x{side}, another shape"):
+        made.hints(side, side)
+
+
+def test_a_region_that_is_too_thin_for_the_size_is_said(caplog):
+    line = torch.zeros(1, H, W)
+    line[:, :, 20] = 1.0
+    with caplog.at_level(logging.WARNING, "magdiff"):
+        assert request(line).hints(W, H).edit_region.any()
+        assert request(torch.zeros(1, H, W)).hints(W // 4, H // 4).edit_region.sum() == 0
+        assert not caplog.text, "an empty region was asked for"
+        assert not request(line).hints(W // 4, H // 4).edit_region.any()
+    assert "nothing of it is left at 16x12" in caplog.text
 
 
 def test_bicubic_overshoot_stays_in_range():

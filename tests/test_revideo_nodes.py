@@ -256,8 +256,8 @@ def test_another_length_or_shape_of_the_latent_is_refused(pack, loaded, encoders
     with pytest.raises(ValueError, match="the LATENT has 5 frames, source_frames of SAFM Trajectory Fuse 3"):
         sample(loaded, *fuse(pack, *longer[:2], loaded[3]), frames=5)
     told = conditioning(pack, encoders)
-    wide = fuse(pack, *told[:2], loaded[3], clip(width=128), torch.ones(1, H, 128).tril(), tracks())
-    with pytest.raises(ValueError, match="source_frames are 128x64, the clip is sampled at 64x64, another shape"):
+    wide = fuse(pack, *told[:2], loaded[3], clip(width=256), torch.ones(1, H, 256).tril(), tracks())
+    with pytest.raises(ValueError, match="source_frames are 256x64, the clip is sampled at 64x64, another shape"):
         sample(loaded, *wide)
 
 

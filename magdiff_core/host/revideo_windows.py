@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate
 
 from ..metrics.region import region_psnr
 from ..motion.colour_match import SOURCE, match_colours
-from ..motion.hints import SHAPE_TOLERANCE, EditRequest
-from ..motion.resolution import BUDGETS, CUSTOM, MULTIPLE, working_size
+from ..motion.hints import EditRequest
+from ..motion.resolution import BUDGETS, CUSTOM, MULTIPLE, same_but_for_rounding, working_size
 from ..motion.tracks import touches
 from ..motion.windows import HOLD, Window, join
 from .control_apply import apply_control, make_request
@@ -102,11 +102,11 @@ def check_clip(models: Models, source_frames: Tensor, edit_mask: Tensor, tracks:
 def clip_size(request: EditRequest, edited_frame: Tensor, resolution: str, width: int, height: int) -> tuple[int, int]:
     """(width, height) at which the clip is sampled. `edited_frame`: `[1, H, W, 3]`; the rest as in `image_conditioning`.
 
-    Raises ValueError when the edited frame, the source and that size have not about the same shape.
+    Raises ValueError when the shapes of the edited frame, the source and that size differ by more than rounding explains.
     """
     edited_height, edited_width = edited_frame.shape[1:3]
     source_height, source_width = request.source_frames.shape[1:3]
-    if abs((edited_width / edited_height) / (source_width / source_height) - 1.0) > SHAPE_TOLERANCE:
+    if not same_but_for_rounding((edited_width, edited_height), (source_width, source_height)):
         raise ValueError(
             f"edited_frame is {edited_width}x{edited_height}, source_frames {source_width}x{source_height}, another shape: "
             "edit the first frame of source_frames itself, and keep its shape"

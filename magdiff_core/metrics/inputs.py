@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import clean_images, fit_mask
-
-ASPECT_TOLERANCE = 0.03
-"""Models round sides to multiples of 8 to 64; a larger change of shape is a crop or another clip."""
+from ..motion.resolution import same_but_for_rounding
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,7 @@ def _fit_source(source: Tensor | None, count: int, height: int, width: int) -> T
             f"frames has {count} frames, source_frames {source.shape[0]}: give the frames that went into the edit, or one picture"
         )
     if source.shape[1:3] != (height, width):
-        change = source.shape[2] / source.shape[1] * height / width
-        if abs(math.log(change)) > math.log(1 + ASPECT_TOLERANCE):
+        if not same_but_for_rounding((width, height), (source.shape[2], source.shape[1])):
             raise ValueError(
                 f"frames are {width}x{height}, source_frames {source.shape[2]}x{source.shape[1]}, another shape: crop the source "
                 "the way it was cropped before the edit"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,15 +10,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from . import motion_map, reference
+from .resolution import same_but_for_rounding
 from .tracks import scale_path
+
+log = logging.getLogger("magdiff")
 
 DEFAULT = "default"
 REFERENCE = "reference"
 MAP_MODES = (DEFAULT, REFERENCE)
 """How motion maps are made: `motion_map.motion_map`, or `reference.motion_map` as the released script for tracked points."""
 
-SHAPE_TOLERANCE = 0.15
-"""How far the shape of the sampled picture may be from that of the source, relative: sides are rounded to multiples of 64."""
 HOLE = -1.0
 """Value of the video inside of the edit region: black."""
 
@@ -72,10 +74,11 @@ class EditRequest:
 
         Frames are stretched to that size (bicubic, as in the released scripts, which use pictures of 8 bits); the mask is resized
         and cut at one half, as the model knows only 0 and 1; tracks are scaled, then drawn at that size: the filter is fixed in
-        pixels of the working size. Raises ValueError when the shapes differ too much for one to be meant for the other.
+        pixels of the working size. A region that is too thin to be left at that size is logged. Raises ValueError when the shapes
+        differ by more than the rounding of sides explains.
         """
         source_height, source_width = self.source_frames.shape[1:3]
-        if abs((source_width / source_height) / (width / height) - 1.0) > SHAPE_TOLERANCE:
+        if not same_but_for_rounding((width, height), (source_width, source_height)):
             raise ValueError(
                 f"source_frames are {source_width}x{source_height}, the clip is sampled at {width}x{height}, another shape: "
                 "edit the first frame of source_frames itself, and keep its shape"
@@ -87,6 +90,13 @@ class EditRequest:
         if tuple(region.shape[-2:]) != (height, width):
             region = interpolate(region, (height, width), mode="bilinear", antialias=True, align_corners=False)
         region = (region >= 0.5).float().expand(self.frames, -1, -1, -1)
+        if not region.any() and (self.edit_mask >= 0.5).any():
+            log.warning(
+                "edit_mask is so thin that nothing of it is left at %dx%d: nothing is edited. Draw a larger region, or sample at a "
+                "higher resolution",
+                width,
+                height,
+            )
         video = video.clamp(0.0, 1.0) * 2.0 - 1.0
         path = scale_path(self.path, (source_width, source_height), (width, height))
         if self.map_mode == REFERENCE:

@@ -10,22 +10,10 @@ import torch.nn.functional as F
 
 from ..images import clean_images, fit_mask
 from ..metrics.region import region_psnr
-from ..motion.resolution import MULTIPLE
+from ..motion.resolution import same_but_for_rounding
 from .refine import seam
 
 log = logging.getLogger("magdiff")
-
-
-def same_but_for_rounding(edited: tuple[int, int], source: tuple[int, int]) -> bool:
-    """Whether an edit of (width, height) `edited` can show the whole of frames of `source`.
-
-    Models scale both sides by one factor and round each to a multiple, of 64 pixels for ReVideo, of 8 to 32 for others. The edit's
-    own sides tell which multiple it can have been. So for one factor k both |k w - edited width| and |k h - edited height| are at
-    most half of that multiple; k taken out, this is the inequality below. What fails it is a crop, or another clip.
-    """
-    (width, height), (source_width, source_height) = edited, source
-    multiple = math.gcd(width, height, MULTIPLE)
-    return 2 * abs(width * source_height - height * source_width) <= multiple * (source_width + source_height)
 
 
 def _match_source(edited: torch.Tensor, source: torch.Tensor) -> tuple[torch.Tensor, str]:
