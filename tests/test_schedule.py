@@ -147,6 +147,24 @@ def test_an_adapter_brings_its_schedule_and_takes_it_away(comfy_session):
     assert torch.equal(run.run(base, *run.prompts()), run.run(run.tiny_model("v"), *run.prompts())), "the base is untouched"
 
 
+def test_a_schedule_that_another_node_set_is_back_when_ours_goes(comfy_session):
+    import tiny_run as run
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    from magdiff_core.host.schedule import AdapterV
+
+    base = ModelSamplingDiscrete().patch(run.tiny_model(), "v_prediction", True)[0]
+    theirs = base.get_model_object("model_sampling")
+    loaded = run.adapter(base, prediction="v", schedule=config(beta="linear").schedule)
+    model = run.apply_adapter(base, loaded, run.PartStrengths())
+    again = run.apply_adapter(model, loaded, run.PartStrengths(image_stream=0.5))
+    for with_it in (model, again):
+        assert isinstance(with_it.get_model_object("model_sampling"), AdapterV)
+    for off in (run.PartStrengths(temporal=0.0), run.PartStrengths(0.0, 0.0, 0.0, 0.0)):
+        assert run.apply_adapter(again, loaded, off).get_model_object("model_sampling") is theirs
+    assert base.get_model_object("model_sampling") is theirs
+
+
 def test_the_sampler_node_starts_where_the_weights_were_trained(comfy_session):
     import tiny_run as run
 

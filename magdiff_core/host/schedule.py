@@ -39,6 +39,8 @@ class AdapterSampling(ModelSamplingDiscrete):
 
     def __init__(self, schedule: ScheduleConfig):
         super().__init__()
+        # What `install` took the place of; in a tuple, so that it is no part of this module.
+        self.before: tuple = (None,)
         signal, scale = signals(schedule)
         noise = (1.0 - signal**2).sqrt()
         self.zsnr = schedule.zero_terminal_snr
@@ -94,10 +96,14 @@ def install(model: ModelPatcher, config: AdapterConfig) -> None:
     """Give `model` (a clone of our own) the schedule of an adapter, where it is another than the base's."""
     sampling = sampling_of(config)
     if sampling is not None:
+        sampling.before = (model.object_patches.get("model_sampling"),)
         model.add_object_patch("model_sampling", sampling)
 
 
 def uninstall(model: ModelPatcher) -> None:
-    """Take the schedule of `install` off `model`."""
-    if isinstance(model.object_patches.get("model_sampling"), AdapterSampling):
+    """Take the schedule of `install` off `model`; one that another node had set before (ModelSamplingDiscrete) is back."""
+    ours = model.object_patches.get("model_sampling")
+    if isinstance(ours, AdapterSampling):
         del model.object_patches["model_sampling"]
+        if ours.before[0] is not None:
+            model.add_object_patch("model_sampling", ours.before[0])
