@@ -245,6 +245,25 @@ def test_the_second_stage_goes_on_from_the_first(comfy_session, tmp_path):
         assert torch.equal(weights[name], value), name
 
 
+def test_an_adapter_with_a_noise_schedule_of_its_own_is_trained_with_it(comfy_session, tmp_path):
+    import tiny_run
+    from safetensors.torch import save_file
+    from tiny import adapter_weights, tiny_model
+
+    from magdiff_core.config import ScheduleConfig
+    from magdiff_core.host.schedule import signals
+
+    schedule = ScheduleConfig(beta="linear")
+    weights = adapter_weights(tiny_model())
+    save_file(weights, tmp_path / "a.safetensors", tiny_run.config(schedule=schedule).to_metadata())
+    made, _ = new_stage("magdiff", adapter=tmp_path / "a.safetensors")
+    assert made.config.schedule == schedule
+    signal, _ = signals(schedule)
+    expected = ((1 - signal**2).sqrt() / signal).float()
+    assert torch.allclose(made.training.base.model_sampling.sigmas, expected, rtol=1e-4)
+    assert all(torch.equal(made.training.adapter.state_dict()[key], value) for key, value in weights.items())
+
+
 def test_another_image_encoder_than_the_adapter_s_is_refused(comfy_session, tmp_path):
     from magdiff_core.host.adapter_file import load_adapter_file
     from magdiff_core.host.attach import apply_adapter

@@ -319,21 +319,26 @@ def test_the_command_line_trains_stops_at_a_signal_and_goes_on(base_file, clips,
     assert set(load_file(tmp_path / "second" / "adapter.safetensors")) == set(whole)
 
 
-def test_two_processes_train_what_one_does(base_file, clips, tmp_path, no_samples):
+@pytest.mark.parametrize("sharded", (False, True), ids=("copies", "shards"))
+def test_two_processes_train_what_one_does(base_file, clips, tmp_path, no_samples, sharded):
+    """With a copy of the weights each; and with weights, moments and averages shared between them, resumed on the way."""
     pytest.importorskip("accelerate")
     from magdiff_core.train import __main__
 
-    __main__.main(words(base_file, clips, tmp_path / "one", "--steps", "2"))
+    steps = ("--steps", "2", "--batch", "4", "--accumulate", "2")
+    __main__.main(words(base_file, clips, tmp_path / "one", *steps))
     from magdiff_core.host.session import find_comfyui
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "magdiff_core.train"]
+    program = [str(ROOT / "tests" / "sharded_training.py")] if sharded else ["-m", "magdiff_core.train"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *program]
     environment = {
         **os.environ, "COMFYUI_PATH": str(find_comfyui()), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
-    arguments = words(base_file, clips, tmp_path / "two", "--steps", "2", "--cache", str(tmp_path / "one" / "cache"))
-    done = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for more in (["--steps", "1"], ["--resume"]) if sharded else ([],):
+        arguments = words(base_file, clips, tmp_path / "two", *steps, "--cache", str(tmp_path / "one" / "cache"), *more)
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
     one, two = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key in one:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -109,10 +110,11 @@ class AccelerateEngine(Engine):
 
     def __init__(self) -> None:
         try:
-            from accelerate import Accelerator
+            from accelerate import Accelerator, InitProcessGroupKwargs
         except ImportError as error:
             raise RuntimeError("several devices need accelerate: pip install accelerate") from error
-        self.accelerator = Accelerator()
+        # One process may have more clips to encode than the others.
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
         super().__init__(self.accelerator.device)
         self.precision = self.accelerator.mixed_precision
         if self.precision not in PRECISIONS:
