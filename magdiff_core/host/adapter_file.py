@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from ..adapter import BASE_PREFIX, AdapterConfig, adapter_from_state_dict
 from ..weights.adapter_layouts import read_adapter_weights
 from .lightning_file import load_checkpoint_tensors
 from .names import PATCH_KEY
+from .operations import HostOperations
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def weight_hash(weight: Tensor) -> str:
 def adapter_patcher(state_dict: dict[str, Tensor], config: AdapterConfig) -> LoadedAdapter:
     """Put adapter weights into a patcher that ComfyUI's memory management moves and offloads."""
     differences = {k.removeprefix(BASE_PREFIX): v for k, v in state_dict.items() if k.startswith(BASE_PREFIX)}
-    adapter = adapter_from_state_dict(state_dict, config, comfy.ops.manual_cast)
+    adapter = adapter_from_state_dict(state_dict, config, HostOperations)
     adapter.requires_grad_(False).eval()
     # Looked up at call time: ComfyUI rebinds it when memory is managed dynamically.
     patcher = comfy.model_patcher.CoreModelPatcher(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import comfy.ops
 from torch import Tensor, nn
 
 from ..motion.encoders import CONTENT_CHANNELS, MOTION_CHANNELS, ConditionEncoder
 from ..motion.safm import SpatiotemporalAdaptiveFusion
 from ..weights.revideo import encoder_widths, trunk_weights
+from .operations import HostOperations
 from .revideo_trunk import HEAD_CHANNELS, ControlTrunk, trunk_config
 
 
 class ReVideoControlModel(nn.Module):
     """`content_encoder` is E_c, `motion_encoder` E_m, `safm` H and the fusion."""
 
-    def __init__(self, config: dict, widths: tuple[int, ...], operations=comfy.ops.manual_cast):
+    def __init__(self, config: dict, widths: tuple[int, ...], operations=HostOperations):
         super().__init__()
         self.trunk = ControlTrunk(config, operations)
         channels = self.trunk.model_channels

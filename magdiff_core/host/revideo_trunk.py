@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import comfy.model_detection
-import comfy.ops
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, CrossAttention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, forward_timestep_embed
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from torch import Tensor, nn
+
+from .operations import HostOperations
 
 HEAD_CHANNELS = 64
 """Width of an attention head of SVD, which no weight tells."""
@@ -61,7 +62,7 @@ class ControlTrunk(nn.Module):
     It has no memory of its own until weights are assigned to it (`load_state_dict(..., assign=True)`).
     """
 
-    def __init__(self, config: dict, operations=comfy.ops.manual_cast):
+    def __init__(self, config: dict, operations=HostOperations):
         super().__init__()
         unet = UNetModel(**config, device="meta", operations=operations)
         self.model_channels = unet.model_channels
