@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ...adapter import MagDiffAdapter
 from ..blocks import FIRST_CONVOLUTION
 from .observe import Observer
+from .shown import Place, Shown, as_is, cross_attention_places, observe_streams
 
 SITE = "input_blocks.1.1"
 BLOCK = f"{SITE}.transformer_blocks.0"
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """How a layer's value is laid out in a file. Every value here belongs to the first level but `frames_first`'s."""
-
-    observer: Observer
-    frames: int
-    size: tuple[int, int]
-
-    def frames_first(self, x: Tensor) -> Tensor:
-        """`[clips * F, C, h, w]` -> `[F, C, h, w]`."""
-        return self.observer.cond_row(x)
-
-    def channels_first(self, x: Tensor) -> Tensor:
-        """`[clips * F, C, h, w]` or `[clips, C, F, h * w]` -> `[C, F, h, w]`."""
-        x = self.observer.cond_row(x)
-        return x.transpose(0, 1) if x.shape[0] == self.frames else x[0].unflatten(-1, self.size)
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """`[clips * F, h * w, C]` or `[clips, F * h * w, C]` -> `[F, h, w, C]`."""
-        return self.observer.cond_row(x).reshape(self.frames, *self.size, -1)
-
-    def pixels(self, x: Tensor) -> Tensor:
-        """`[clips * h * w, F, C]` -> `[h, w, F, C]`."""
-        return self.observer.cond_row(x).unflatten(0, self.size)
-
-    def row(self, x: Tensor) -> Tensor:
-        """`[clips * F, C]` -> `[1, C]`."""
-        return self.observer.cond_row(x)[:1]
 
 
 def observe(
@@ -58,14 +27,14 @@ def observe(
     latent_size: tuple[int, int],
 ) -> None:
     """Register with `observer` every name of `wanted` that a layer gives, and `res.both`: the tokens of positive and negative."""
-    shown = _Shown(observer, frames, latent_size)
+    shown = Shown(observer, frames, latent_size)
     unet = model.model.diffusion_model
     block: BasicTransformerBlock = unet.get_submodule(BLOCK)
     conv, temporal = adapter.temporal.conv.find("input_blocks.1.0"), adapter.temporal.transformer.find(SITE)
     first = adapter.temporal.transformer.find(FIRST_CONVOLUTION)
-    places: dict[str, tuple[Callable, torch.nn.Module, Callable]] = {
+    places: dict[str, Place] = {
         "mid.time_embed": (observer.output, unet.time_embed, shown.row),
-        "mid.fps_embed": (observer.output, adapter.temporal.fps_embedding, _as_is),
+        "mid.fps_embed": (observer.output, adapter.temporal.fps_embedding, as_is),
         "mid.in0": (observer.input, first, shown.frames_first),
         "mid.init_attn": (observer.output, first, shown.frames_first),
         "mid.in1_tconv_in": (observer.input, conv, shown.channels_first),
@@ -77,13 +46,10 @@ def observe(
         "mid.tt_attn2_out": (observer.output, temporal.blocks[0].attn2, shown.pixels),
         "mid.tt_blk_out": (observer.output, temporal.blocks[0], shown.pixels),
         "mid.in1_temporal": (observer.output, temporal, shown.channels_first),
-        "mid.blk_after_attn1": (observer.input, block.norm2, shown.tokens),
-        "mid.apa_in": (observer.output, block.norm2, shown.tokens),
-        "mid.apa_pre_to_out": (observer.input, block.attn2.to_out, shown.tokens),
-        "mid.apa_out": (observer.output, block.attn2.to_out, shown.tokens),
+        **cross_attention_places(observer, block, shown),
         "mid.mid": (observer.output, adapter.temporal.conv.find("middle_block.2"), shown.frames_first),
         "res.layer0_attn": (observer.output, adapter.projector.layers[0][0], lambda x: x[:1]),
-        "res.both": (observer.output, adapter.projector, _as_is),
+        "res.both": (observer.output, adapter.projector, as_is),
     }
     for name in [*wanted, "res.both"]:
         whole = re.fullmatch(r"mid\.(?P<side>in|ob)(?P<index>\d+)", name)
@@ -96,7 +62,7 @@ def observe(
     if "mid.alpha" in wanted:
         observer.values["mid.alpha"] = torch.atanh(adapter.apa.find(BLOCK).alpha_image - 1.0).detach()
     if "mid.apa_text" in wanted:
-        _observe_streams(observer, model, shown)
+        observe_streams(observer, model, shown)
 
 
 def _last_layer(unet: torch.nn.Module, adapter: MagDiffAdapter, blocks: str, index: int) -> torch.nn.Module:
@@ -105,24 +71,3 @@ def _last_layer(unet: torch.nn.Module, adapter: MagDiffAdapter, blocks: str, ind
     site = f"{blocks}.{index}.{len(block) - 1}"
     following = adapter.temporal.layers_after(site)
     return following[-1] if following else adapter.temporal.conv.find(site) or block[-1]
-
-
-def _as_is(x: Tensor) -> Tensor:
-    return x
-
-
-def _observe_streams(observer: Observer, model: ModelPatcher, shown: _Shown) -> None:
-    """Both attentions of the first cross-attention, before they are weighed: no layer gives them, ComfyUI's attention does."""
-    order = ("self-attention", "mid.apa_text", "mid.apa_image")
-    seen: list[str] = []
-
-    def attention(function: Callable, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs) -> Tensor:
-        out = function(q, k, v, *args, **kwargs)
-        if observer.observing and kwargs["transformer_options"]["block"] == ("input", 1) and len(seen) < len(order):
-            name = order[len(seen)]
-            seen.append(name)
-            if name.startswith("mid."):
-                observer.values[name] = shown.tokens(out.detach().clone())
-        return out
-
-    model.model_options["transformer_options"]["optimized_attention_override"] = attention

@@ -4,44 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ...adapter import MagDiffAdapter
 from ...temporal.position import frame_positions
 from ...weights.unet_names import UnetNames
 from .observe import Observer
+from .shown import Place, Shown, as_is, cross_attention_places, observe_streams
 
 _log = logging.getLogger("magdiff")
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """How a layer's value is laid out in a file; `size`: (h, w) of the layer, in tokens."""
-
-    observer: Observer
-    frames: int
-    size: tuple[int, int]
-
-    def pictures(self, x: Tensor) -> Tensor:
-        """`[clips * F, C, h, w]`, or `[clips, C, F, h * w]` -> `[C, F, h, w]`."""
-        x = self.observer.cond_row(x)
-        if x.shape[0] == self.frames:
-            return x.transpose(0, 1)
-        return x[0].unflatten(-1, self.size)
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """`[clips * F, h * w, C]` or `[clips, F * h * w, C]` -> `[F, h, w, C]`."""
-        return self.observer.cond_row(x).reshape(self.frames, *self.size, -1)
-
-    def tokens_in_time(self, x: Tensor) -> Tensor:
-        """As `tokens`, but `[h, w, F, C]`."""
-        return self.tokens(x).permute(1, 2, 0, 3)
 
 
 def observe(
@@ -58,21 +33,21 @@ def observe(
     for _ in range(1, names.levels):
         sizes.append(tuple((side + 1) // 2 for side in sizes[-1]))
 
-    def shown(level: int) -> _Shown:
-        return _Shown(observer, frames, sizes[level])
+    def shown(level: int) -> Shown:
+        return Shown(observer, frames, sizes[level])
 
     unet = model.model.diffusion_model
     places = {
         r"mid\.temb": lambda name: observer.output(name, unet.time_embed, lambda x: observer.cond_row(x)[0]),
         # The sum of the base's first convolution and of the subject branch is what the first norm sees.
-        r"mid\.conv_in": lambda name: observer.input(name, unet.input_blocks[1][0].in_layers[0], shown(0).pictures),
-        r"mid\.norm_out": lambda name: observer.output(name, unet.out[0], shown(0).pictures),
-        r"mid\.mid": lambda name: observer.output(name, adapter.temporal.conv.find("middle_block.2"), shown(-1).pictures),
-        r"mid\.mid_attn": lambda name: observer.output(name, unet.middle_block[1], shown(-1).pictures),
+        r"mid\.conv_in": lambda name: observer.input(name, unet.input_blocks[1][0].in_layers[0], shown(0).channels_first),
+        r"mid\.norm_out": lambda name: observer.output(name, unet.out[0], shown(0).channels_first),
+        r"mid\.mid": lambda name: observer.output(name, adapter.temporal.conv.find("middle_block.2"), shown(-1).channels_first),
+        r"mid\.mid_attn": lambda name: observer.output(name, unet.middle_block[1], shown(-1).channels_first),
         r"mid\.pe(\d+)": lambda name, channels: observer.values.update({name: frame_positions(frames, int(channels))}),
-        r"res\.proj_in": lambda name: observer.output(name, adapter.projector.proj_in, _as_is),
-        r"res\.layer(\d+)_attn": lambda name, i: observer.output(name, adapter.projector.layers[int(i)][0], _as_is),
-        r"res\.tokens": lambda name: observer.output(name, adapter.projector, _as_is),
+        r"res\.proj_in": lambda name: observer.output(name, adapter.projector.proj_in, as_is),
+        r"res\.layer(\d+)_attn": lambda name, i: observer.output(name, adapter.projector.layers[int(i)][0], as_is),
+        r"res\.tokens": lambda name: observer.output(name, adapter.projector, as_is),
     }
 
     def layer_of_level(name: str, side: str, level: str, kind: str, index: str) -> None:
@@ -81,12 +56,12 @@ def observe(
         depth = level if side == "d" else names.levels - 1 - level
         blocks = "input_blocks" if side == "d" else "output_blocks"
         if kind == "attn":
-            return observer.output(name, unet.get_submodule(f"{blocks}.{block}.1"), shown(depth).pictures)
+            return observer.output(name, unet.get_submodule(f"{blocks}.{block}.1"), shown(depth).channels_first)
         temp_conv = adapter.temporal.conv.find(f"{blocks}.{block}.0")
         if kind == "res":
-            return observer.input(name, temp_conv, shown(depth).pictures)
+            return observer.input(name, temp_conv, shown(depth).channels_first)
         module = temp_conv.layers[0].norm if kind == "tconv_gn" else temp_conv
-        return observer.output(name, module, shown(depth).pictures)
+        return observer.output(name, module, shown(depth).channels_first)
 
     places[r"mid\.([du])(\d+)_(res|attn|tconv)(\d+)"] = layer_of_level
     places[r"mid\.([du])(\d+)_tconv(\d+)_gn0"] = lambda name, side, level, i: layer_of_level(name, side, level, "tconv_gn", i)
@@ -102,7 +77,7 @@ def observe(
             # A ResBlock: our handler runs its parts, and ends with Temp-Conv.
             module = adapter.temporal.conv.find(f"{'input' if side == 'down' else 'output'}_blocks.{last}.0")
         depth = level if side == "down" else names.levels - 1 - level
-        return observer.output(name, module, shown(depth + resampled * (1 if side == "down" else -1)).pictures)
+        return observer.output(name, module, shown(depth + resampled * (1 if side == "down" else -1)).channels_first)
 
     places[r"mid\.(down|up)(\d+)"] = end_of_level
     wanted = list(wanted)
@@ -119,21 +94,14 @@ def observe(
         _observe_block(wanted, observer, model, adapter, shown(0))
 
 
-def _as_is(x: Tensor) -> Tensor:
-    return x
-
-
-def _observe_block(wanted: list[str], observer: Observer, model: ModelPatcher, adapter: MagDiffAdapter, shown: _Shown) -> None:
+def _observe_block(wanted: list[str], observer: Observer, model: ModelPatcher, adapter: MagDiffAdapter, shown: Shown) -> None:
     """The first transformer block, `down_blocks.0.attentions.0.transformer_blocks.0`."""
     site = "input_blocks.1.1.transformer_blocks.0"
     block: BasicTransformerBlock = model.model.diffusion_model.get_submodule(site)
     temp_attn = adapter.temporal.attn.find(site)
-    places: dict[str, tuple[Callable, torch.nn.Module, Callable]] = {
+    places: dict[str, Place] = {
         "mid.blk_in": (observer.input, block, shown.tokens),
-        "mid.blk_after_attn1": (observer.input, block.norm2, shown.tokens),
-        "mid.apa_in": (observer.output, block.norm2, shown.tokens),
-        "mid.apa_pre_to_out": (observer.input, block.attn2.to_out, shown.tokens),
-        "mid.apa_out": (observer.output, block.attn2.to_out, shown.tokens),
+        **cross_attention_places(observer, block, shown),
         "mid.attn2_out": (observer.output, block.attn2.to_out, shown.tokens),
         "mid.temp_in": (observer.input, temp_attn.norm, shown.tokens_in_time),
         "mid.temp_attn_out": (observer.output, temp_attn.to_out, shown.tokens_in_time),
@@ -150,22 +118,4 @@ def _observe_block(wanted: list[str], observer: Observer, model: ModelPatcher, a
         observer.values["mid.apa_scales"] = torch.cat((stream.alpha_text, stream.alpha_image)).detach()
     streams = [name for name in ("mid.apa_text", "mid.apa_image") if name in wanted]
     if streams:
-        _observe_streams(observer, model, shown)
-
-
-def _observe_streams(observer: Observer, model: ModelPatcher, shown: _Shown) -> None:
-    """Both attentions of the first cross-attention, before they are weighed: no layer gives them, ComfyUI's attention does."""
-    order = ("self-attention", "mid.apa_text", "mid.apa_image")
-    seen: list[str] = []
-
-    def attention(function: Callable, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs) -> Tensor:
-        out = function(q, k, v, *args, **kwargs)
-        options = kwargs["transformer_options"]
-        if observer.observing and options["block"] == ("input", 1) and len(seen) < len(order):
-            name = order[len(seen)]
-            seen.append(name)
-            if name.startswith("mid."):
-                observer.values[name] = shown.tokens(out.detach().clone())
-        return out
-
-    model.model_options["transformer_options"]["optimized_attention_override"] = attention
+        observe_streams(observer, model, shown)
