@@ -6,29 +6,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
-def base(rig):
-    return rig.tiny_model()
-
-
-@pytest.fixture(scope="module")
-def vanilla(rig, base):
-    return rig.run(base, *rig.prompts())
-
-
-@pytest.fixture(scope="module")
-def full(rig, base):
-    """The run with every part on."""
-    return rig.run(rig.adapted(base), *rig.wired())
-
-
 @pytest.mark.parametrize("denoise", [1.0, 0.5])
 def test_our_sampler_equals_ksampler(rig, base, denoise):
     import nodes

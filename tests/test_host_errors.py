@@ -10,23 +10,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
-def base(rig):
-    return rig.tiny_model()
-
-
-@pytest.fixture(scope="module")
-def adapted(rig, base):
-    return rig.adapted(base)
-
-
 def refused_run(rig, model, positive, negative, *words, **options) -> None:
     """The run raises ValueError with all `words`, and neither a load nor the UNet was reached."""
     import comfy.model_management
