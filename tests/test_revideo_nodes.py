@@ -172,6 +172,18 @@ def test_switched_off_it_is_the_plain_model_exactly(pack, loaded, told, plain, c
     assert torch.equal(sample(loaded, *got), plain)
 
 
+def test_without_control_the_loaded_model_is_cores_own_exactly(loaded, told, plain):
+    """What Load ReVideo puts on the model for context windows changes nothing elsewhere."""
+    from comfy.patcher_extension import WrappersMP
+
+    from magdiff_core.host.revideo_base import WRAPPER_KEY
+
+    vanilla = loaded[0].clone()
+    assert vanilla.wrappers[WrappersMP.APPLY_MODEL].pop(WRAPPER_KEY)
+    assert not any(vanilla.wrappers.values()) and not vanilla.patches and not vanilla.object_patches
+    assert torch.equal(sample((vanilla,), *told[:2]), plain)
+
+
 def test_positive_and_negative_share_one_object_and_keep_what_they_carry(pack, loaded, told):
     once = fuse(pack, *told[:2], loaded[3])
     twice = fuse(pack, *once, loaded[3], paths=tracks(step=(0.0, 3.0)))
