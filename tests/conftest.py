@@ -98,6 +98,25 @@ def full(rig, adapted):
     return rig.run(adapted, *rig.wired())
 
 
+@pytest.fixture
+def little_memory(comfy_session, monkeypatch: pytest.MonkeyPatch):
+    """Every load gets a budget of `share` of the model's size, as core does with little VRAM."""
+    from comfy.model_patcher import ModelPatcher
+
+    load, offloaded = ModelPatcher.load, []
+
+    def apply(share):
+        def partial(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+            budget = int(self.model_size() * share)
+            load(self, device_to, lowvram_model_memory=budget, force_patch_weights=force_patch_weights, full_load=False)
+            offloaded.append((type(self.model).__name__, self.model.model_lowvram, self.model.lowvram_patch_counter))
+
+        monkeypatch.setattr(ModelPatcher, "load", partial)
+        return offloaded
+
+    return apply
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     """A running ComfyUI with our pack; its path has a space and a letter outside ASCII on purpose."""

@@ -75,25 +75,6 @@ def test_unloading_in_the_middle_of_a_queue_keeps_weights_whole(rig, adapted):
         assert torch.equal(value, before[key]), key
 
 
-@pytest.fixture
-def little_memory(monkeypatch):
-    """Every load gets a budget of `share` of the model's size, as core does with little VRAM."""
-    from comfy.model_patcher import ModelPatcher
-
-    load, offloaded = ModelPatcher.load, []
-
-    def apply(share):
-        def partial(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
-            budget = int(self.model_size() * share)
-            load(self, device_to, lowvram_model_memory=budget, force_patch_weights=force_patch_weights, full_load=False)
-            offloaded.append((type(self.model).__name__, self.model.model_lowvram, self.model.lowvram_patch_counter))
-
-        monkeypatch.setattr(ModelPatcher, "load", partial)
-        return offloaded
-
-    return apply
-
-
 @pytest.mark.parametrize("share", [0.5, 0.0])
 def test_a_partial_load_gives_the_same_latent(rig, base, full, little_memory, share):
     import comfy.model_management
