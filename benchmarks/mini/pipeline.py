@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.pack_nodes import call_node
 from magdiff_core.host import session
 
 CHECKPOINT = "magdiff-mini.safetensors"
@@ -60,14 +61,7 @@ class Pipeline:
             self.negative = self._text("")
 
     def _ours(self, node: str, **inputs: object) -> tuple:
-        """Runs one of the pack's nodes; inputs that are not given take the defaults of its schema."""
-        kind = self.pack[node]
-        defaults = {
-            field.id: field.default
-            for field in kind.GET_SCHEMA().inputs
-            if not field.optional and getattr(field, "default", None) is not None
-        }
-        return kind.execute(**{**defaults, **inputs}).args
+        return call_node(self.pack, node, **inputs)
 
     def _text(self, prompt: str) -> list:
         return self.core["CLIPTextEncode"]().encode(self.clip, prompt)[0]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.pack_nodes import call_node
 from magdiff_core.host import session
 
 from .cases import FRAMES, Case, DataError, source_frames, subject_mask
@@ -60,13 +61,7 @@ class Maker:
             self.negative = self._text("")
 
     def _ours(self, node: str, **inputs: object) -> tuple:
-        kind = self.pack[node]
-        defaults = {
-            field.id: field.default
-            for field in kind.GET_SCHEMA().inputs
-            if not field.optional and getattr(field, "default", None) is not None
-        }
-        return kind.execute(**{**defaults, **inputs}).args
+        return call_node(self.pack, node, **inputs)
 
     def _text(self, prompt: str) -> list:
         return self.core["CLIPTextEncode"]().encode(self.clip, prompt)[0]
