@@ -99,6 +99,30 @@ def test_parity(comfy_session, spatial, version, frames, own):
         check(row, diffusers_models.predict(peer, random_latent(frames=frames), TIMESTEP, text))
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_parity_of_animatelcm(comfy_session, spatial, own):
+    """Its own file has no position tables; the frames are numbered all the same. The norms are those of v3."""
+    import diffusers_models
+    from diffusers import UNetMotionModel
+    from peer_run import TIMESTEP, base_model, check, conditioning, difference, ldm_names, predict, with_adapter
+
+    motion = randomise(motion_adapter(mid=False, positions=64), seed=2)
+    peer = UNetMotionModel.from_unet2d(copy.deepcopy(spatial), motion).eval()
+    weights = motion.state_dict()
+    if own:
+        peer = as_animatediff_runs(peer, clip_norm=False, frames=FRAMES)
+        weights = without_positions(own_layout(motion))
+    parts = read_animatediff(weights)
+    assert parts.layout == LCM and parts.config.schedule.beta == "linear"
+    model = with_adapter(base_model(ldm_names(spatial.state_dict()), heads=HEADS_SD15), parts.adapter, parts.config)
+    texts = random_text(11), random_text(12)
+    rows = predict(model, random_latent(), *map(conditioning, texts))
+    for row, text in zip(rows, texts, strict=True):
+        check(row, diffusers_models.predict(peer, random_latent(), TIMESTEP, text))
+    backwards = predict(model, random_latent().flip(0), *map(conditioning, texts))[0].flip(0)
+    assert difference(backwards, rows[0]) > 1e-2, "without positions the order of the frames would not matter"
+
+
 def test_the_two_layouts_are_run_differently(comfy_session, spatial):
     """So that parity of both cannot pass with one rule."""
     from peer_run import base_model, conditioning, difference, ldm_names, predict, with_adapter
