@@ -18,11 +18,11 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from benchmarks.pack_nodes import call_node
 from benchmarks.pairs import Stepper, batch_always, interleave, line, peak_mib
 from benchmarks.revideo_layout import PUBLISHED, Size, sampled_shapes, whole_shapes, write_random
 from magdiff_core.host import session
@@ -44,33 +44,16 @@ def prepare(folder: Path, whole: bool, size: Size = PUBLISHED) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """The nodes, called in this process the way ComfyUI calls them."""
+def load_pack(folder: Path) -> dict[str, type]:
+    """The pack's nodes by id; files in `folder` can be named in them."""
+    pack = session.load_pack()
+    import folder_paths
 
-    kinds: dict[str, type]
-
-    @classmethod
-    def load(cls, folder: Path) -> Nodes:
-        """The pack's nodes; files in `folder` can be named in them."""
-        kinds = session.load_pack()
-        import folder_paths
-
-        folder_paths.add_model_folder_path("magdiff", str(folder.resolve()), is_default=True)
-        return cls(kinds)
-
-    def call(self, node: str, **inputs: object) -> tuple:
-        """Outputs of a node; inputs that are not given take the defaults of its schema."""
-        kind = self.kinds[node]
-        defaults = {
-            field.id: field.default
-            for field in kind.GET_SCHEMA().inputs
-            if not field.optional and getattr(field, "default", None) is not None
-        }
-        return kind.execute(**{**defaults, **inputs}).args
+    folder_paths.add_model_folder_path("magdiff", str(folder.resolve()), is_default=True)
+    return pack
 
 
-def fuse(nodes: Nodes, control, positive: list, negative: list, width: int, height: int, frames: int) -> tuple[list, list]:
+def fuse(pack: dict[str, type], control, positive: list, negative: list, width: int, height: int, frames: int) -> tuple[list, list]:
     """Conditionings with the control branch on them: a static rectangle in the middle, one point that moves to the right."""
     drawing = {
         "v": 1, "size": [width, height], "fps": 10, "frames": frames,
@@ -78,25 +61,25 @@ def fuse(nodes: Nodes, control, positive: list, negative: list, width: int, heig
         "tracks": [{"points": [{"u": 0.4, "v": 0.5}, {"u": 0.6, "v": 0.5}]}],
     }  # fmt: skip
     source = torch.rand(1, height, width, 3).expand(frames, -1, -1, -1)
-    tracks, edit_mask = nodes.call("MagDiffDrawTrajectories", trajectories=json.dumps(drawing), source_frames=source)[:2]
-    return nodes.call(
-        "MagDiffSAFMTrajectoryFuse", positive=positive, negative=negative, control=control, source_frames=source,
+    tracks, edit_mask = call_node(pack, "MagDiffDrawTrajectories", trajectories=json.dumps(drawing), source_frames=source)[:2]
+    return call_node(
+        pack, "MagDiffSAFMTrajectoryFuse", positive=positive, negative=negative, control=control, source_frames=source,
         edit_mask=edit_mask, tracks=tracks,
     )  # fmt: skip
 
 
-def measure_clip(nodes: Nodes, loaded: tuple, width: int, height: int, frames: int, steps: int) -> dict[str, float]:
+def measure_clip(pack: dict[str, type], loaded: tuple, width: int, height: int, frames: int, steps: int) -> dict[str, float]:
     """CPU seconds of the conditioning and of sampling. Raises ArithmeticError when what is sampled is not finite."""
     model, clip_vision, vae, control = loaded
     from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
     from nodes import KSampler
 
     start = time.process_time()
-    positive, negative, latent = nodes.call(
-        "MagDiffReVideoImageConditioning", clip_vision=clip_vision, vae=vae, edited_frame=torch.rand(1, height, width, 3),
+    positive, negative, latent = call_node(
+        pack, "MagDiffReVideoImageConditioning", clip_vision=clip_vision, vae=vae, edited_frame=torch.rand(1, height, width, 3),
         resolution="custom", width=width, height=height, frames=frames,
     )  # fmt: skip
-    positive, negative = fuse(nodes, control, positive, negative, width, height, frames)
+    positive, negative = fuse(pack, control, positive, negative, width, height, frames)
     conditioned = time.process_time()
     (guided,) = VideoLinearCFGGuidance().patch(model, min_cfg=1.0)
     (sampled,) = KSampler().sample(guided, 0, steps, CFG, "euler", "karras", positive, negative, latent)
@@ -106,7 +89,7 @@ def measure_clip(nodes: Nodes, loaded: tuple, width: int, height: int, frames: i
 
 
 def measure_step(
-    nodes: Nodes, model, control, side: int, frames: int, pairs: int, context: int = 1024
+    pack: dict[str, type], model, control, side: int, frames: int, pairs: int, context: int = 1024
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """CPU seconds of steps of the UNet alone, and with the control branch."""
     batch_always(model.model)
@@ -118,7 +101,7 @@ def measure_step(
         [[torch.zeros_like(text), {**numbers, "concat_latent_image": nothing}]],
     )
     noise = torch.randn(frames, 4, side, side)
-    fused = fuse(nodes, control, *prompts, 8 * side, 8 * side, frames)
+    fused = fuse(pack, control, *prompts, 8 * side, 8 * side, frames)
     steppers = [Stepper(model, *prompts, noise), Stepper(model, *fused, noise)]
     return tuple(zip(*interleave([stepper.step for stepper in steppers], pairs), strict=True))
 
@@ -137,13 +120,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     path = prepare(options.files, whole=options.only != STEP)
-    nodes = Nodes.load(options.files)
+    pack = load_pack(options.files)
     with torch.inference_mode():
         start = time.process_time()
-        loaded = nodes.call("MagDiffLoadReVideo", checkpoint=path.name)
+        loaded = call_node(pack, "MagDiffLoadReVideo", checkpoint=path.name)
         seconds = {"loading_s": time.process_time() - start}
         if options.only != STEP:
-            seconds |= measure_clip(nodes, loaded, options.width, options.height, FRAMES, options.steps)
+            seconds |= measure_clip(pack, loaded, options.width, options.height, FRAMES, options.steps)
             parts = " ".join(f"{name}={value:.1f}" for name, value in seconds.items())
             case = f"revideo_{options.width}x{options.height}x{FRAMES}_{options.steps}_steps"
             print(f"seconds {sum(seconds.values()):.1f} case={case} threads={options.threads} {parts}", flush=True)
@@ -152,7 +135,7 @@ def main() -> None:
         # Image encoder and autoencoder have done their work.
         del loaded
         if options.only != CLIP:
-            plain, controlled = measure_step(nodes, model, control, options.latent, FRAMES, options.pairs)
+            plain, controlled = measure_step(pack, model, control, options.latent, FRAMES, options.pairs)
             case = f"revideo_{options.latent}x{options.latent}"
             print(line(case, options.threads, ("plain", plain), ("control", controlled)), flush=True)
             print(f"peak_mib {peak_mib()} case={case}", flush=True)

@@ -89,32 +89,33 @@ def test_the_file_is_written_once_and_whole(layout, small, tmp_path, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def nodes(layout, small, tmp_path_factory):
+def loaded(layout, small, tmp_path_factory):
     from benchmarks import revideo_full
+    from benchmarks.pack_nodes import call_node
 
     folder = tmp_path_factory.mktemp("files")
     revideo_full.prepare(folder, whole=True, size=small)
-    nodes = revideo_full.Nodes.load(folder)
+    pack = revideo_full.load_pack(folder)
     with torch.inference_mode():
-        yield nodes, nodes.call("MagDiffLoadReVideo", checkpoint=revideo_full.WHOLE_FILE)
+        yield pack, call_node(pack, "MagDiffLoadReVideo", checkpoint=revideo_full.WHOLE_FILE)
     (folder / revideo_full.WHOLE_FILE).unlink()
 
 
-def test_the_clip(nodes):
+def test_the_clip(loaded):
     from benchmarks.revideo_full import measure_clip
 
-    seconds = measure_clip(*nodes, SIDE, SIDE, 14, steps=1)
+    seconds = measure_clip(*loaded, SIDE, SIDE, 14, steps=1)
     assert seconds.keys() == {"conditioning_s", "sampling_s"} and min(seconds.values()) > 0
 
 
-def test_the_steps(nodes, small):
+def test_the_steps(loaded):
     from benchmarks.pairs import line
     from benchmarks.revideo_full import measure_step
 
-    kinds, (model, *_, control) = nodes
+    pack, (model, *_, control) = loaded
     ran = []
     control.patcher.model.register_forward_hook(lambda *_: ran.append("control"))
-    plain, controlled = measure_step(kinds, model, control, 8, 14, 2, context=16)
+    plain, controlled = measure_step(pack, model, control, 8, 14, 2, context=16)
     assert len(plain) == len(controlled) == 2
     assert ran == 3 * ["control"], "one call for cond and uncond, in the steps with the branch alone"
     assert LINE.fullmatch(line("revideo", 1, ("plain", plain), ("control", controlled)))
