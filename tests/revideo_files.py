@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from sd21_files import VAE
 
 FIXTURE = Path(__file__).parent / "fixtures" / "revideo_sampler.safetensors"
 CLIP_FRAMES = 3
@@ -14,18 +15,6 @@ METADATA = {"num_head_channels": "16", "clip_frames": str(CLIP_FRAMES), "image_e
 NUMBERS = 768
 CONTEXT = 16
 ENCODER_WIDTH, ENCODER_LAYERS, PATCH, PATCHES = 16, 2, 8, 16
-AUTOENCODER = {
-    "double_z": True,
-    "z_channels": 4,
-    "resolution": 256,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 128,
-    "ch_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-}
 
 
 @lru_cache(1)
@@ -71,7 +60,7 @@ def autoencoder() -> dict[str, torch.Tensor]:
     from comfy.ldm.modules.temporal_ae import VideoDecoder
 
     with torch.device("meta"):
-        parts = {"encoder": Encoder(**AUTOENCODER), "decoder": VideoDecoder(**AUTOENCODER, video_kernel_size=[3, 1, 1], alpha=0.0)}
+        parts = {"encoder": Encoder(**VAE), "decoder": VideoDecoder(**VAE, video_kernel_size=[3, 1, 1], alpha=0.0)}
     shapes = {f"{name}.{key}": value.shape for name, part in parts.items() for key, value in part.state_dict().items()}
     return {f"first_stage_model.{key}": value.half() for key, value in _random(shapes).items()}
 

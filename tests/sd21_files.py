@@ -128,6 +128,18 @@ def _text_encoder(generator: torch.Generator) -> dict[str, Tensor | Zeros]:
     return {root + name: value for name, value in _filled(shapes, "resblocks.", generator).items()}
 
 
+def clip_layer(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a transformer layer of CLIP as transformers names them, of either tower."""
+    shapes = {}
+    for norm in ("layer_norm1", "layer_norm2"):
+        shapes |= {f"{prefix}{norm}.weight": (width,), f"{prefix}{norm}.bias": (width,)}
+    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= {f"{prefix}self_attn.{part}.weight": (width, width), f"{prefix}self_attn.{part}.bias": (width,)}
+    shapes |= {f"{prefix}mlp.fc1.weight": (4 * width, width), f"{prefix}mlp.fc1.bias": (4 * width,)}
+    shapes |= {f"{prefix}mlp.fc2.weight": (width, 4 * width), f"{prefix}mlp.fc2.bias": (width,)}
+    return shapes
+
+
 def _image_encoder(generator: torch.Generator) -> dict[str, Tensor | Zeros]:
     """CLIP-ViT-H/14's image tower as transformers names it: 32 layers, width 1280, 257 tokens."""
     width = IMAGE_WIDTH
@@ -140,13 +152,7 @@ def _image_encoder(generator: torch.Generator) -> dict[str, Tensor | Zeros]:
     for norm in ("pre_layrnorm", "post_layernorm"):
         shapes |= {f"vision_model.{norm}.weight": (width,), f"vision_model.{norm}.bias": (width,)}
     for layer in range(32):
-        block = f"vision_model.encoder.layers.{layer}."
-        for norm in ("layer_norm1", "layer_norm2"):
-            shapes |= {f"{block}{norm}.weight": (width,), f"{block}{norm}.bias": (width,)}
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= {f"{block}self_attn.{part}.weight": (width, width), f"{block}self_attn.{part}.bias": (width,)}
-        shapes |= {f"{block}mlp.fc1.weight": (4 * width, width), f"{block}mlp.fc1.bias": (4 * width,)}
-        shapes |= {f"{block}mlp.fc2.weight": (width, 4 * width), f"{block}mlp.fc2.bias": (width,)}
+        shapes |= clip_layer(f"vision_model.encoder.layers.{layer}.", width)
     return _filled(shapes, "layers.", generator)
 
 

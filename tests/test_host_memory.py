@@ -6,28 +6,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
-def base(rig):
-    return rig.tiny_model()
-
-
-@pytest.fixture(scope="module")
-def adapted(rig, base):
-    return rig.adapted(base)
-
-
-@pytest.fixture(scope="module")
-def full(rig, adapted):
-    return rig.run(adapted, *rig.wired())
-
-
 def adapter_of(model):
     return model.get_additional_models_with_key("magdiff")[0]
 

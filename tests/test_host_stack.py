@@ -14,28 +14,6 @@ LORA_KEYS = (
 )
 
 
-@pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
-def base(rig):
-    return rig.tiny_model()
-
-
-@pytest.fixture(scope="module")
-def adapted(rig, base):
-    return rig.adapted(base)
-
-
-@pytest.fixture(scope="module")
-def full(rig, adapted):
-    return rig.run(adapted, *rig.wired())
-
-
 def lora_file(rig, base) -> dict[str, torch.Tensor]:
     """A rank-2 LoRA in the layout that core reads, for the keys above."""
     state, lora = base.model.diffusion_model.state_dict(), {}

@@ -8,23 +8,6 @@ import torch
 LONG, WINDOW = 24, 8
 
 
-@pytest.fixture(scope="module")
-def rig(comfy_session):
-    import tiny_run
-
-    return tiny_run
-
-
-@pytest.fixture(scope="module")
-def base(rig):
-    return rig.tiny_model()
-
-
-@pytest.fixture(scope="module")
-def adapted(rig, base):
-    return rig.adapted(base)
-
-
 def changed_frames(a: torch.Tensor, b: torch.Tensor) -> list[int]:
     return (a - b).abs().flatten(1).amax(1).gt(1e-4).nonzero().flatten().tolist()
 

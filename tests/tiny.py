@@ -7,6 +7,7 @@ import comfy.model_base
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models_base
+import sd21_files
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
@@ -14,24 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 CONTEXT = 32
 TOKEN_WIDTH = 32
 IMAGE_WIDTH = 24
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2],
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
-    "transformer_depth_middle": 1,
-    "num_heads": -1,
-    "num_head_channels": 16,
-    "context_dim": CONTEXT,
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": True,
-    "legacy": False,
-    "dims": 2,
-}
+UNET = {**sd21_files.UNET, "model_channels": 32, "num_head_channels": 16, "context_dim": CONTEXT}
 
 
 class TinyModel(comfy.supported_models_base.BASE):

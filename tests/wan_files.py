@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import wan_model
-from sd21_files import Zeros, _filled, _image_encoder, _of_module, write
+from sd21_files import Zeros, _filled, _image_encoder, _of_module, clip_layer, write
 
 MODEL = "wan2.1_i2v_480p_14B_fp16.safetensors"
 TEXT = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
@@ -44,13 +44,7 @@ def _text_encoder(generator: torch.Generator) -> dict[str, torch.Tensor | Zeros]
         "text_projection.weight": (width, width),
     }
     for layer in range(12):
-        block = f"text_model.encoder.layers.{layer}."
-        for norm in ("layer_norm1", "layer_norm2"):
-            shapes |= {f"{block}{norm}.weight": (width,), f"{block}{norm}.bias": (width,)}
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= {f"{block}self_attn.{part}.weight": (width, width), f"{block}self_attn.{part}.bias": (width,)}
-        shapes |= {f"{block}mlp.fc1.weight": (4 * width, width), f"{block}mlp.fc1.bias": (4 * width,)}
-        shapes |= {f"{block}mlp.fc2.weight": (width, 4 * width), f"{block}mlp.fc2.bias": (width,)}
+        shapes |= clip_layer(f"text_model.encoder.layers.{layer}.", width)
     return _filled(shapes, "layers.", generator)
 
 
