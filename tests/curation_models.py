@@ -98,7 +98,10 @@ def save_sam2(folder: Path) -> Path:
         memory_encoder_hidden_size=128, memory_encoder_output_channels=64, mask_downsampler_embed_dim=128, memory_fuser_embed_dim=128,
         memory_fuser_intermediate_dim=32, initializer_range=0.3,
     )  # fmt: skip
-    t.Sam2VideoModel(config).eval().save_pretrained(folder)
+    network = t.Sam2VideoModel(config).eval()
+    # a random head says "not in sight", and all masks would be empty
+    torch.nn.init.constant_(network.mask_decoder.pred_obj_score_head.proj_out.bias, 50.0)
+    network.save_pretrained(folder)
     images = t.Sam2ImageProcessor(size={"height": 64, "width": 64}, mask_size={"height": 16, "width": 16})
     videos = t.Sam2VideoVideoProcessor(size={"height": 64, "width": 64})
     t.Sam2VideoProcessor(images, videos, target_size=64).save_pretrained(folder)
