@@ -27,11 +27,11 @@ MOTION = "motion"
 """As GENERATE, in groups of clips (`GROUP`) that differ in the motion alone, noise included, so that only the motion's word
 can tell them apart. Measured: after 3200 steps without them the word had no effect at all; with them it has one within 125."""
 
-KINDS = ((PLAIN, 0.05), (TOKENS, 0.06), (LATENTS, 0.02), (EDIT, 0.17), (MOTION, 0.45), (GENERATE, 0.25))
+KINDS = ((PLAIN, 0.05), (TOKENS, 0.06), (LATENTS, 0.02), (EDIT, 0.2), (MOTION, 0.32), (GENERATE, 0.35))
 GROUP = 4
 DIRECTIONS = 4
 """The first of `procedural.MOTIONS`."""
-DIRECTIONS_SHARE = 0.65
+DIRECTIONS_SHARE = 0.4
 LOOK = ("shape", "blob", "colour", "second_colour", "texture", "texture_angle", "texture_cycles", "texture_phase", "spots")
 """Fields of a clip that its subject's look consists of, with two thirds of `colour_jitter`."""
 SUBJECT_WEIGHT = 4.0
