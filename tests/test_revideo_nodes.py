@@ -328,6 +328,16 @@ def test_the_picture_is_seen_whole_and_noise_is_measured_from_minus_one_to_one(p
     assert torch.equal(other.pixels, other.seen)
 
 
+def test_a_frame_that_is_stretched_to_another_shape_is_said(pack, caplog):
+    with caplog.at_level(logging.WARNING, "magdiff"):
+        for resolution in ("1 MP (as released)", "0.16 MP (as trained)"):
+            conditioning(pack, (Spy(), Spy()), clip(1, 640, 480), resolution=resolution)
+        conditioning(pack, (Spy(), Spy()), clip(1, 96, 48), width=192, height=128)
+        assert not caplog.text, "as near as multiples of 64 come"
+        conditioning(pack, (Spy(), Spy()), clip(1, 96, 48), width=64, height=128)
+    assert "edited_frame of 96x48 is stretched to 64x128" in caplog.text
+
+
 def test_the_resolution_follows_the_shape_of_the_frame(pack):
     latent = conditioning(pack, (Spy(), Spy()), clip(1, 854, 480), resolution="1 MP (as released)", frames=2)[2]
     assert latent["samples"].shape == (2, 4, 768 // 8, 1344 // 8)

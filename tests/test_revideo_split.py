@@ -126,6 +126,21 @@ def test_a_base_in_a_precision_that_cannot_be_compared_is_said(files, tmp_path, 
     assert "cannot be told" in caplog.text
 
 
+def test_a_file_without_changes_or_without_hashes_of_the_base_is_said(files, tmp_path, caplog):
+    from magdiff_core.host.control_base import load_control_onto
+
+    checkpoint, base, done = files
+    load_control_onto(model_of(base), str(done.path))
+    assert not caplog.text
+    patched, _ = load_control_onto(model_of(base), str(checkpoint))
+    assert not patched.patches
+    assert "model.safetensors holds a control branch, but no changes to the base" in caplog.text
+    caplog.clear()
+    patched, _ = load_control_onto(model_of(base), str(revideo_files.save(tmp_path / "control.safetensors", load_file(done.path))))
+    assert len(patched.patches) == done.key_value
+    assert f"changes {done.key_value} weights without a hash" in caplog.text and "cannot be told" in caplog.text
+
+
 def test_a_model_of_another_kind_is_refused(files, comfy_session):
     import tiny
 

@@ -38,6 +38,12 @@ def load_control_onto(model: ModelPatcher, path: str) -> tuple[ModelPatcher, Loa
     control = load_control(path, state_dict, metadata)
     check_base(model.model.diffusion_model, control.patcher.model)
     differences = read_base_differences(state_dict)
+    if not differences:
+        log.warning(
+            "%s holds a control branch, but no changes to the base: ReVideo trained both together, so edits come out worse. Give a "
+            "control file of Split ReVideo Checkpoint, or the whole checkpoint to Load ReVideo",
+            path,
+        )
     base = metadata.get("base", "the base that the control file was made for")
     _check_weights(model, differences, json.loads(metadata.get("base_hashes", "{}")), base)
     model = count_frames_of_each_call(model)
@@ -60,3 +66,11 @@ def _check_weights(model: ModelPatcher, differences: dict[str, Tensor], hashes: 
             return
         if key in hashes and weight_hash(weight) != hashes[key]:
             raise ValueError(f"the control file was made for another base: {key} is not the same in this MODEL. Load {base}")
+    unknown = [key for key in differences if key not in hashes]
+    if unknown:
+        log.warning(
+            "the control file changes %d weights without a hash of the base's own, such as %s: whether this MODEL is its base "
+            "cannot be told. Split the checkpoint again",
+            len(unknown),
+            unknown[0],
+        )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import comfy.clip_vision
 import comfy.sd
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..motion.resolution import BUDGETS, CUSTOM, working_size
+from ..motion.resolution import BUDGETS, CUSTOM, same_but_for_rounding, working_size
 from .checks import check_finite
+
+log = logging.getLogger("magdiff")
 
 FPS_OFFSET = 1
 """Core embeds fps - 1, the released scripts fps as given."""
@@ -37,13 +41,24 @@ def image_conditioning(
     `edited_frame`: `[1, H, W, 3]` in 0 .. 1, stretched to the size of the clip; a longer batch gives its first picture. The image
     encoder sees all of it, squashed to a square. `resolution`: one of `BUDGETS`, or "custom" for `width` x `height`.
     `augmentation_level`: standard deviation of the noise on the picture in -1 .. 1, drawn by `seed`. The negative has neither
-    picture nor embedding, only the numbers. Raises ValueError for a picture that holds NaN or infinity.
+    picture nor embedding, only the numbers. A size that changes the shape of the picture by more than rounding explains is logged.
+    Raises ValueError for a picture that holds NaN or infinity.
     """
     check_finite("edited_frame", edited_frame)
     picture = edited_frame[:1, :, :, :3].float().movedim(-1, 1)
     if resolution != CUSTOM:
         width, height = working_size(picture.shape[-1], picture.shape[-2], BUDGETS[resolution])
-    if tuple(picture.shape[-2:]) != (height, width):
+    given_height, given_width = picture.shape[-2:]
+    if not same_but_for_rounding((width, height), (given_width, given_height)):
+        log.warning(
+            "edited_frame of %dx%d is stretched to %dx%d, another shape: choose a resolution that keeps the shape, or width and "
+            "height near it",
+            given_width,
+            given_height,
+            width,
+            height,
+        )
+    if (given_height, given_width) != (height, width):
         picture = interpolate(picture, (height, width), mode="bicubic", antialias=True, align_corners=False)
     pixels = picture.clamp(0.0, 1.0).movedim(1, -1)
     embedding = clip_vision.encode_image(pixels, crop=False).image_embeds.unsqueeze(0)
