@@ -168,7 +168,7 @@ def without(weights: dict, *endings: str) -> dict:
         (lambda w: {k: v for k, v in w.items() if not k.startswith("up_blocks.1")}, ("missing", "output_blocks.2.0")),
         (lambda w: {**w, "conv_in.weight": w["conv_in.weight"][:, :4]}, ("takes 4 channels, not 8", "mixed")),
         (lambda w: {**w, "mid_block.motion_modules.0.weight": torch.ones(1)}, ("motion_modules", "1 of its")),
-        (lambda w: {**w, "mid_block.temp_convs.0.convs.5.weight": torch.ones(1)}, ("convs.5", "not part")),
+        (lambda w: {**w, "mid_block.temp_convs.0.convs.5.weight": torch.ones(1)}, ("convs.5", "Use the whole checkpoint")),
     ],
 )
 def test_partial_and_mixed_files_are_refused(change, words):
@@ -203,7 +203,7 @@ def test_vidrd_with_eight_channels_is_refused():
         ("vision_model.embeddings.class_embedding", "image encoder"),
         ("text_model.final_layer_norm.weight", "text encoder"),
         ("decoder.conv_in.weight", "autoencoder"),
-        ("something.else", "no kind that is known"),
+        ("something.else", "no kind that is known here (something.else): use a file that the help page"),
     ],
 )
 def test_foreign_files_are_named(key, words):

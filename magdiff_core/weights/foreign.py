@@ -33,4 +33,4 @@ def describe(keys: Iterable[str]) -> str:
         if any(re.fullmatch(pattern, key) for key in keys):
             return f"it looks like {kind} ({len(keys)} tensors): {advice}"
     shown = ", ".join(keys[:3]) or "nothing"
-    return f"it holds {len(keys)} tensors of no kind that is known here ({shown})"
+    return f"it holds {len(keys)} tensors of no kind that is known here ({shown}): use a file that the help page of the node names"

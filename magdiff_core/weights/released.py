@@ -147,7 +147,8 @@ def _sort_unet(source: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Ten
     if without_place:
         raise ValueError(
             f"this looks like a {layout} checkpoint, but {len(without_place)} of its {len(source)} UNet keys are not part of that "
-            f"layout, such as {without_place[0]}: it is of another version or mixed with another model"
+            f"layout, such as {without_place[0]}: it is of another version or mixed with another model. "
+            "Use the whole checkpoint as it was published"
         )
     _check_complete(names, layout, base, temporal, image)
     for site in [key.removesuffix(".q") for key in temporal if key.endswith(".q")]:
