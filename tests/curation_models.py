@@ -10,8 +10,8 @@ import numpy
 import torch
 
 VOCABULARY = (
-    "question : what is the foreground in picture ? answer a photo of dog cat car man runs on grass red small . , and big tree moon "
-    "walks sits house bird sky river blue"
+    "question : what is the foreground in picture ? answer a photo of dog cat car man runs on grass red small . , and big tree "
+    "moon walks sits house bird sky river blue"
 ).split()
 NOUNS = ("dog", "cat", "car", "man", "grass", "tree", "moon", "house", "bird", "picture", "poodle", "view")
 VECTORS = {"dog": (1, 0, 0), "poodle": (0.9, 0.1, 0), "cat": (0.5, 0.8, 0), "animal": (0.8, 0.5, 0), "car": (0, 0, 1),
@@ -95,8 +95,8 @@ def save_sam2(folder: Path) -> Path:
         mask_decoder_config={"hidden_size": 128, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
         image_size=64, num_maskmem=3, max_object_pointers_in_encoder=4, memory_attention_hidden_size=128,
         memory_attention_num_layers=1, memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[4, 4],
-        memory_encoder_hidden_size=128, memory_encoder_output_channels=64, mask_downsampler_embed_dim=128, memory_fuser_embed_dim=128,
-        memory_fuser_intermediate_dim=32, initializer_range=0.3,
+        memory_encoder_hidden_size=128, memory_encoder_output_channels=64, mask_downsampler_embed_dim=128,
+        memory_fuser_embed_dim=128, memory_fuser_intermediate_dim=32, initializer_range=0.3,
     )  # fmt: skip
     network = t.Sam2VideoModel(config).eval()
     # a random head says "not in sight", and all masks would be empty
@@ -123,9 +123,9 @@ def save_grounding(folder: Path) -> Path:
     text = t.BertConfig(vocab_size=count, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
                         max_position_embeddings=64)  # fmt: skip
     config = t.GroundingDinoConfig(
-        backbone_config=backbone.to_dict(), text_config=text.to_dict(), d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=10, num_feature_levels=3, max_text_len=32, disable_custom_kernels=True,
-        use_pretrained_backbone=False,
+        backbone_config=backbone.to_dict(), text_config=text.to_dict(), d_model=32, encoder_layers=1,
+        decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        num_queries=10, num_feature_levels=3, max_text_len=32, disable_custom_kernels=True, use_pretrained_backbone=False,
     )  # fmt: skip
     t.GroundingDinoForObjectDetection(config).eval().save_pretrained(folder)
     images = t.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})

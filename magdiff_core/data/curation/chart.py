@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 18, 44, 62
 """Around the axes of a panel."""
 SCALE = 2
 """Drawn larger and made smaller, which smooths the letters."""
-MOST_BARS = 16
+MOST_BARS, WIDEST_BAR = 16, 64
 COLOURS = ("#1f6fb4", "#2a9d5c", "#d95f02")
 INK, PALE, GRID = "#222222", "#666666", "#dddddd"
 
@@ -72,12 +72,14 @@ class _Panel:
         every = max(1, math.ceil(longest / width))
         for number, (name, count) in enumerate(bars):
             x = LEFT + number * width
-            box = (x + 0.1 * width, floor - (floor - ceiling) * count / most, x + 0.9 * width, floor)
+            half = min(0.4 * width, WIDEST_BAR / 2)
+            middle = x + width / 2
+            box = (middle - half, floor - (floor - ceiling) * count / most, middle + half, floor)
             shifted = [(edge + (self.left if place % 2 == 0 else 0)) * SCALE for place, edge in enumerate(box)]
             if count:
                 self.draw.rectangle(shifted, fill=colour)
             if number % every == 0:
-                self.text(x + width / 2, floor + 8, name, 12, PALE, "ma")
+                self.text(middle, floor + 8, name, 12, PALE, "ma")
         self.line(LEFT, floor, end, floor, INK)
 
 

@@ -89,7 +89,8 @@ def write_masks(path: Path, masks: Iterable[Tensor], rate: Fraction) -> list[flo
     import av
 
     shares = []
-    with av.open(str(path), "w", format="matroska") as container:
+    # bitexact: without it Matroska writes a random number into each file
+    with av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"}) as container:
         stream = None
         for mask in masks:
             if stream is None:
