@@ -41,6 +41,7 @@ CUDA = Torch("2.14.1", "0.29.1", "2.11.0", "cu130", "https://download.pytorch.or
 # What tests, benchmarks and the demo need beyond what a user of the nodes has.
 TOOLS = (
     "pytest>=8", "playwright>=1.50", "ruff>=0.9", "scikit-image>=0.24", "diffusers>=0.33", "accelerate>=1.4", "comfy-cli>=1.20",
+    "spacy>=3.8",
 )  # fmt: skip
 # The pack linter wants a package installer of its own that it never calls here; so it comes without dependencies.
 LINTER = ("comfy-test==0.4.15",)
