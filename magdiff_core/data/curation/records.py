@@ -36,11 +36,12 @@ class Records:
         settings = json.loads(json.dumps(settings))
         if self._settings_file.is_file():
             found = json.loads(self._settings_file.read_text("utf-8"))
-            if found != settings:
-                raise ValueError(
-                    f"{self.folder} was made with other settings ({_difference(found, settings)}): use those, name another --work, "
-                    f"or delete that folder to do the stage anew"
-                )
+            if found == settings:
+                return
+            raise ValueError(
+                f"{self.folder} was made with other settings ({_difference(found, settings)}): use those, name another --work, "
+                "or delete that folder to do the stage anew"
+            )
         self._write(self._settings_file, settings)
 
     def settings(self) -> dict:

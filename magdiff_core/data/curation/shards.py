@@ -61,9 +61,10 @@ def pack(sources: Sequence[Source], folder: Path, per_shard: int, part: Part) ->
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.json"
     content = json.dumps({"per_shard": per_shard, "clips": [source.name for source in sources]}, indent=0)
-    if index.is_file() and index.read_text("utf-8") != content:
+    if not index.is_file():
+        write_atomically(index, lambda path: path.write_text(content, "utf-8"))
+    elif index.read_text("utf-8") != content:
         raise ValueError(f"{folder} holds shards of other videos, or of another number: name another --work, or delete that folder")
-    write_atomically(index, lambda path: path.write_text(content, "utf-8"))
     numbers = part.of(range(-(-len(sources) // per_shard)))
     shards = [folder / f"clips-{number:06d}.tar" for number in numbers]
     for number, shard in zip(numbers, shards):
