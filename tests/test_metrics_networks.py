@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import Conv3d, Linear
 
 from magdiff_core.metrics import load, pictures
 from magdiff_core.metrics.c3d import OPENMMLAB, PLAIN, read_c3d
@@ -364,11 +365,11 @@ def c3d_peer():
     widths = (3, 2, 3, 4, 4, 3, 3, 2, 2)
     layers, pools = [], {0: (1, 2, 2), 1: 2, 3: 2, 5: 2}
     for number in range(8):
-        layers += [nn.Conv3d(widths[number], widths[number + 1], 3, padding=1), nn.ReLU()]
+        layers += [Conv3d(widths[number], widths[number + 1], 3, padding=1), nn.ReLU()]
         if number in pools:
             layers.append(nn.MaxPool3d(pools[number], pools[number]))
     layers += [nn.MaxPool3d(2, 2), nn.Flatten()]
-    layers += [nn.Linear(2 * 16, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)]
+    layers += [Linear(2 * 16, 6), nn.ReLU(), Linear(6, 5), nn.ReLU(), Linear(5, 4)]
     network = nn.Sequential(*layers)
     for parameter in network.parameters():
         parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.2
@@ -428,7 +429,7 @@ def test_pickles_with_code_are_refused_and_wrapped_weights_found(tmp_path):
     torch.save({"state_dict": {"module.weight": torch.ones(2)}, "epoch": 3}, tmp_path / "wrapped.pth")
     assert list(read_tensors(tmp_path / "wrapped.pth")) == ["weight"]
     assert not is_torchscript(tmp_path / "wrapped.pth")
-    torch.save({"weight": torch.ones(2), "object": nn.Linear(1, 1)}, tmp_path / "code.pth")
+    torch.save({"weight": torch.ones(2), "object": Linear(1, 1)}, tmp_path / "code.pth")
     with pytest.raises(ValueError, match=r"cannot read code.pth: it wants to build torch.nn"):
         read_tensors(tmp_path / "code.pth")
     (tmp_path / "short.safetensors").write_bytes(b"\x10")

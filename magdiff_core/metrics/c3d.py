@@ -44,16 +44,16 @@ OPENMMLAB = Layout(
 class C3D(nn.Module):
     """Eight convolutions and three dense layers, in widths that the weights tell."""
 
-    def __init__(self, state: Mapping[str, Tensor], layout: Layout) -> None:
+    def __init__(self, state: Mapping[str, Tensor], layout: Layout, operations=nn) -> None:
         super().__init__()
         self.bgr = layout.bgr
         self.register_buffer("mean", torch.tensor(layout.mean)[:, None, None, None], persistent=False)
         for name in CONVOLUTIONS:
             width, before = state[f"{name}.weight"].shape[:2]
-            self.add_module(name, nn.Conv3d(before, width, 3, padding=1))
+            self.add_module(name, operations.Conv3d(before, width, 3, padding=1))
         for name in DENSE:
             width, before = state[f"{name}.weight"].shape
-            self.add_module(name, nn.Linear(before, width))
+            self.add_module(name, operations.Linear(before, width))
 
     def forward(self, clips: Tensor) -> Tensor:
         """RGB `[n, 3, 16, 112, 112]` in 0..255 -> `[n, classes]`, before the softmax."""

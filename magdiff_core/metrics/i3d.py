@@ -39,10 +39,10 @@ def _pool(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int])
 class Unit(nn.Module):
     """Convolution, batch norm, ReLU."""
 
-    def __init__(self, shape: torch.Size, stride: int) -> None:
+    def __init__(self, shape: torch.Size, stride: int, operations=nn) -> None:
         super().__init__()
         self.stride = (stride,) * 3
-        self.conv3d = nn.Conv3d(shape[1], shape[0], tuple(shape[2:]), self.stride, bias=False)
+        self.conv3d = operations.Conv3d(shape[1], shape[0], tuple(shape[2:]), self.stride, bias=False)
         self.bn = nn.BatchNorm3d(shape[0], eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ class Unit(nn.Module):
 class Mixed(nn.Module):
     """Four branches side by side: 1x1, 1x1 and 3x3 twice, pooling and 1x1."""
 
-    def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
+    def __init__(self, shapes: Mapping[str, torch.Size], operations=nn) -> None:
         super().__init__()
         for name in BRANCHES:
-            self.add_module(name, Unit(shapes[name], 1))
+            self.add_module(name, Unit(shapes[name], 1, operations))
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = _pool(x, (3, 3, 3), (1, 1, 1))
@@ -66,16 +66,18 @@ class Mixed(nn.Module):
 class I3D(nn.Module):
     """The network in widths that `tensors` tell; weights are not loaded yet."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], operations=nn) -> None:
         super().__init__()
         for name in ORDER:
             if name in STEM:
-                self.add_module(name, Unit(tensors[f"{name}.conv3d.weight"].shape, 2 if name == STEM[0] else 1))
+                stride = 2 if name == STEM[0] else 1
+                self.add_module(name, Unit(tensors[f"{name}.conv3d.weight"].shape, stride, operations))
             elif isinstance(name, str):
-                self.add_module(name, Mixed({part: tensors[f"{name}.{part}.conv3d.weight"].shape for part in BRANCHES}))
+                shapes = {part: tensors[f"{name}.{part}.conv3d.weight"].shape for part in BRANCHES}
+                self.add_module(name, Mixed(shapes, operations))
         classes, width = tensors[LOGITS].shape[:2]
         self.logits = nn.Module()
-        self.logits.conv3d = nn.Conv3d(width, classes, 1)
+        self.logits.conv3d = operations.Conv3d(width, classes, 1)
 
     def forward(self, clips: Tensor) -> Tensor:
         """`[n, 3, F, 224, 224]` in -1..1, F at least 9 -> `[n, classes]`: what comes before the softmax, mean over time."""

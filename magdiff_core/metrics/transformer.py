@@ -34,15 +34,15 @@ class TowerSizes:
 class Block(nn.Module):
     """x + attention(norm x), then x + mlp(norm x)."""
 
-    def __init__(self, sizes: TowerSizes) -> None:
+    def __init__(self, sizes: TowerSizes, operations=nn) -> None:
         super().__init__()
         self.heads, self.activation = sizes.heads, sizes.activation
-        self.norm1 = nn.LayerNorm(sizes.width, eps=sizes.epsilon)
-        self.qkv = nn.Linear(sizes.width, 3 * sizes.width)
-        self.out = nn.Linear(sizes.width, sizes.width)
-        self.norm2 = nn.LayerNorm(sizes.width, eps=sizes.epsilon)
-        self.fc1 = nn.Linear(sizes.width, sizes.hidden)
-        self.fc2 = nn.Linear(sizes.hidden, sizes.width)
+        self.norm1 = operations.LayerNorm(sizes.width, eps=sizes.epsilon)
+        self.qkv = operations.Linear(sizes.width, 3 * sizes.width)
+        self.out = operations.Linear(sizes.width, sizes.width)
+        self.norm2 = operations.LayerNorm(sizes.width, eps=sizes.epsilon)
+        self.fc1 = operations.Linear(sizes.width, sizes.hidden)
+        self.fc2 = operations.Linear(sizes.hidden, sizes.width)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         """`[n, tokens, width]` -> the same."""
@@ -60,16 +60,16 @@ class PictureTower(nn.Module):
     CLIP normalises the tokens before the first block too and has no bias in the patch embedding; DINO neither.
     """
 
-    def __init__(self, sizes: TowerSizes, norm_before: bool, patch_bias: bool) -> None:
+    def __init__(self, sizes: TowerSizes, norm_before: bool, patch_bias: bool, operations=nn) -> None:
         super().__init__()
         self.sizes = sizes
-        self.patches = nn.Conv2d(3, sizes.width, sizes.patch, sizes.patch, bias=patch_bias)
+        self.patches = operations.Conv2d(3, sizes.width, sizes.patch, sizes.patch, bias=patch_bias)
         self.class_token = nn.Parameter(torch.empty(sizes.width))
         self.positions = nn.Parameter(torch.empty(sizes.positions, sizes.width))
-        self.norm_before = nn.LayerNorm(sizes.width, eps=sizes.epsilon) if norm_before else nn.Identity()
-        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth))
-        self.norm = nn.LayerNorm(sizes.width, eps=sizes.epsilon)
-        self.projection = nn.Linear(sizes.width, sizes.output, bias=False) if sizes.output else nn.Identity()
+        self.norm_before = operations.LayerNorm(sizes.width, eps=sizes.epsilon) if norm_before else nn.Identity()
+        self.blocks = nn.ModuleList(Block(sizes, operations) for _ in range(sizes.depth))
+        self.norm = operations.LayerNorm(sizes.width, eps=sizes.epsilon)
+        self.projection = operations.Linear(sizes.width, sizes.output, bias=False) if sizes.output else nn.Identity()
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Normalised pictures `[n, 3, side, side]` -> features `[n, output or width]`."""
@@ -84,14 +84,14 @@ class PictureTower(nn.Module):
 class TextTower(nn.Module):
     """CLIP's text transformer: the state at the end-of-text token, normalised and projected."""
 
-    def __init__(self, sizes: TowerSizes) -> None:
+    def __init__(self, sizes: TowerSizes, operations=nn) -> None:
         super().__init__()
         self.sizes = sizes
-        self.words = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.words = operations.Embedding(sizes.vocabulary, sizes.width)
         self.positions = nn.Parameter(torch.empty(sizes.positions, sizes.width))
-        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth))
-        self.norm = nn.LayerNorm(sizes.width, eps=sizes.epsilon)
-        self.projection = nn.Linear(sizes.width, sizes.output, bias=False)
+        self.blocks = nn.ModuleList(Block(sizes, operations) for _ in range(sizes.depth))
+        self.norm = operations.LayerNorm(sizes.width, eps=sizes.epsilon)
+        self.projection = operations.Linear(sizes.width, sizes.output, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids `[n, length]`, length at most `positions` -> features `[n, output]`.

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,7 +48,7 @@ class Engine:
     def run(self, *inputs) -> Any:
         """`module(*inputs)` in the chosen precision."""
         enabled = self.precision != "no"
-        with torch.autocast(self.device.type, PRECISIONS[self.precision] if enabled else torch.bfloat16, enabled=enabled):
+        with autocast(self.device.type, PRECISIONS[self.precision] if enabled else torch.bfloat16, enabled=enabled):
             return self.module(*inputs)
 
     @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, autocast, nn
+from torch.nn import Linear
 
 from ..data import procedural
 from ..data.sprites import SHAPES, TEXTURES
@@ -39,7 +40,7 @@ class Readout(nn.Module):
     def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
         self.sizes = (3 * PICTURE_SIDE**2, len(SHAPES), len(TEXTURES))
-        self.linear = nn.Linear(tokens * width, sum(self.sizes))
+        self.linear = Linear(tokens * width, sum(self.sizes))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         picture, shape, texture = self.linear(tokens.flatten(1)).split(self.sizes, 1)
