@@ -313,7 +313,9 @@ def test_a_plain_clip_vision_output_is_taken_and_said(comfy_session, spatial, en
     model = with_adapter(base_model(ldm_names(spatial.state_dict()), heads=HEADS_SD15), parts.adapter, parts.config)
     tokens = subject_tokens(encoders[0].encode_image(torch.zeros(1, 32, 32, 3)))
     rows = predict(model, random_latent(), *(attach([[random_text(11), {}]], negative=n, tokens=tokens) for n in (False, True)))
-    assert torch.equal(*rows) and "Encode Subject Tokens" in caplog.text
+    # Rows of one batch: threads share it out, so the last bits may differ.
+    assert (rows[0] - rows[1]).abs().max() < 1e-5 * rows[0].abs().max()
+    assert "Encode Subject Tokens" in caplog.text
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------
