@@ -5,6 +5,7 @@ Time is process CPU time, so other work on the machine disturbs it little; with 
 
 from __future__ import annotations
 
+import argparse
 import resource
 import statistics
 import sys
@@ -114,3 +115,13 @@ def line(case: str, threads: int, base: tuple[str, Sequence[float]], with_it: tu
 def peak_mib() -> int:
     """Largest resident memory of this process so far, mapped files included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def case_options(description: str, pairs: str) -> argparse.ArgumentParser:
+    """A parser with `--latent`, `--frames`, `--pairs` (whose help is `pairs`) and `--threads`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--latent", type=int, nargs="+", default=[16, 32], help="sides of the square latents")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=5, help=pairs)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser

@@ -14,7 +14,6 @@ the same round. `below_peer`: in how many rounds ours costs less. Seconds are pr
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import time
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.pairs import SIGMA, Stepper, base_model, interleave, line, peak_mib, random_weights, ratios
+from benchmarks.pairs import SIGMA, Stepper, base_model, case_options, interleave, line, peak_mib, random_weights, ratios
 from benchmarks.peers_layout import dynamicrafter, dynamicrafter_conditionings, ip_adapter_plus
 
 # `benchmarks.pairs` has made ComfyUI's modules importable.
@@ -223,12 +222,8 @@ CONTESTS = {SD15: animatediff_with_ip_adapter, SD21: dynamicrafter_beside_unet3d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = case_options(__doc__.splitlines()[0], "measured rounds a case")
     parser.add_argument("--only", choices=list(CONTESTS), help="one of the two bases; both by default")
-    parser.add_argument("--latent", type=int, nargs="+", default=[16, 32], help="sides of the square latents")
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=5, help="measured rounds a case")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

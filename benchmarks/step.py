@@ -10,11 +10,9 @@ on the machine disturbs it little; with one thread it is the wall time of a free
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
-from benchmarks.pairs import Stepper, base_model, interleave, line, peak_mib, random_weights
+from benchmarks.pairs import Stepper, base_model, case_options, interleave, line, peak_mib, random_weights
 
 # `benchmarks.pairs` has made ComfyUI's modules importable.
 import comfy.model_patcher  # isort: skip
@@ -70,11 +68,7 @@ def measure(unet: dict, latents: list[int], frames: int, pairs: int, threads: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--latent", type=int, nargs="+", default=[16, 32], help="sides of the square latents")
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=5, help="measured pairs of steps a case")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = case_options(__doc__.splitlines()[0], "measured pairs of steps a case")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
