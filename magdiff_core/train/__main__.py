@@ -27,8 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS") or 1))
         command.add_argument("--resume", action="store_true", help="go on from the state in --out")
         if name == "diffusion":
-            command.add_argument("--autoencoder", type=Path, required=True, help="autoencoder.pt of the first stage")
-            command.add_argument("--encoder", type=Path, required=True, help="subject_encoder.pt of its stage")
+            command.add_argument("--autoencoder", type=Path, help="autoencoder.pt of the first stage")
+            command.add_argument("--encoder", type=Path, help="subject_encoder.pt of its stage")
+            command.add_argument("--start-from", type=Path, help="instead of both: folder with two model files to go on from")
             command.add_argument("--decay-from", type=float, help="share of the run after which the rate falls, 2/3 by default")
     command = commands.add_parser("export", help="write the two model files")
     command.add_argument("--out", type=Path, required=True, help="folder for the two files")

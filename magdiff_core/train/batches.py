@@ -27,14 +27,14 @@ MOTION = "motion"
 """As GENERATE, in groups of clips (`GROUP`) that differ in the motion alone, noise included, so that only the motion's word
 can tell them apart. Measured: after 3200 steps without them the word had no effect at all; with them it has one within 125."""
 
-KINDS = ((PLAIN, 0.05), (TOKENS, 0.06), (LATENTS, 0.02), (EDIT, 0.2), (MOTION, 0.32), (GENERATE, 0.35))
+KINDS = ((PLAIN, 0.04), (TOKENS, 0.1), (LATENTS, 0.02), (EDIT, 0.36), (MOTION, 0.13), (GENERATE, 0.35))
 GROUP = 4
 DIRECTIONS = 4
 """The first of `procedural.MOTIONS`."""
 DIRECTIONS_SHARE = 0.4
 LOOK = ("shape", "blob", "colour", "second_colour", "texture", "texture_angle", "texture_cycles", "texture_phase", "spots")
 """Fields of a clip that its subject's look consists of, with two thirds of `colour_jitter`."""
-SUBJECT_WEIGHT = 4.0
+SUBJECT_WEIGHT = 8.0
 """Added weight of the loss where the subject is: it covers a twelfth of the picture and carries identity and motion."""
 SWEPT_WEIGHT = 20.0
 """The same for `MOTION` and `TOKENS`, wherever the subject comes by in any frame: painting it at a wrong place costs too."""
@@ -42,7 +42,7 @@ NO_TEXT = 0.15
 UNKNOWN_WORD = 0.01
 UNKNOWN_WORD_TEXT = "something"
 """Not in the vocabulary, so it becomes the unknown word."""
-OTHER_POSE = 0.35
+OTHER_POSE = 0.5
 INVERSE_EDIT = 0.25
 
 
@@ -209,7 +209,7 @@ class BatchSource:
     The state of a pending batch is the generator's state before it was drawn, so a resumed run draws the same one again.
     """
 
-    USES = 2
+    USES = 3
 
     def __init__(self, draw: Callable[[torch.Generator, int], Batch]) -> None:
         """`draw`: makes batch number n (from 0) with the generator."""

@@ -23,7 +23,7 @@ from . import autoencoder as autoencoder_stage
 from . import subject_encoder
 from .batches import EDIT, GENERATE, MOTION, PROMPTS, TOKENS, Batch, BatchSource, draw_batch, encode_pyramid
 from .checkpoint import MovingAverage
-from .export import ADAPTER_PREFIX, write_files
+from .export import ADAPTER_PREFIX, read_files, write_files
 from .loop import Schedule, train
 from .new_adapter import adapter_config, new_adapter_weights
 from .word_readout import WordReadout
@@ -36,7 +36,7 @@ STRONG_NOISE = 900
 STRONG_SHARE = 0.3
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
-STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 800}
+STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 800, EDIT: 400}
 """Batches of these kinds get no timestep below. A subject is small: where it goes can be read off the input below 700."""
 
 PROMPT_BATCHES = 150
@@ -71,13 +71,19 @@ class Stage:
         autoencoder: torch.nn.Module | None = None,
         seed: int = 0,
         encoder: dict[str, torch.Tensor] | None = None,
+        start: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None,
     ) -> None:
-        """`autoencoder`, `encoder`: of the stages before, else untrained. What they hold stays frozen, the Resampler too."""
+        """`autoencoder`, `encoder`: of the stages before, else untrained. What they hold stays frozen, the Resampler too.
+
+        `start`: checkpoint and adapter to go on from (`read_files`), which hold both of them.
+        """
         torch.manual_seed(seed)
         self.config = config
         weights = own_checkpoint.fresh_state_dict(config)
         if autoencoder is not None:
             weights |= {own_checkpoint.VAE_PREFIX + name: value for name, value in autoencoder.state_dict().items()}
+        if start is not None:
+            weights |= start[0]
         prefix = own_checkpoint.UNET_PREFIX
         unet = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         token_width = config["unet"]["context_dim"]
@@ -87,6 +93,8 @@ class Stage:
         )  # fmt: skip
         gain = own_checkpoint.CROSS_ATTENTION_GAIN
         adapter_weights = new_adapter_weights(unet, self.adapter_config, token_width, gain["to_k"], IMAGE_VALUE_GAIN)
+        if start is not None:
+            adapter_weights |= start[1]
         self.loaded = own_checkpoint.assemble(weights, config)
         self.training = TrainingModel(self.loaded.model, adapter_weights, self.adapter_config)
         self.modules = own_checkpoint.modules_of(self.loaded)
@@ -152,8 +160,9 @@ def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> tor
 
 def run(
     folder: Path,
-    autoencoder: Path,
-    encoder: Path,
+    autoencoder: Path | None = None,
+    encoder: Path | None = None,
+    start_from: Path | None = None,
     steps: int | None = None,
     seconds: float | None = None,
     batch: int = 8,
@@ -165,18 +174,29 @@ def run(
 ) -> None:
     """Writes the two model files into `folder` at each save.
 
-    `autoencoder`, `encoder`: `autoencoder.pt` and `subject_encoder.pt` of the stages before.
+    `autoencoder`, `encoder`: `autoencoder.pt` and `subject_encoder.pt` of the stages before. Instead of both `start_from`: a
+    folder with the two model files, whose training goes on with a fresh optimiser.
+
+    Raises:
+        ValueError: neither both nor `start_from`, or all of them.
+        OSError: a file is missing.
     """
     config = config or own_checkpoint.MINI_CONFIG
-    vae = autoencoder_stage.load(autoencoder, config["autoencoder"])
-    stage = Stage(config, vae, seed, subject_encoder.load(encoder))
+    if start_from is not None and not (autoencoder or encoder):
+        stage = Stage(config, seed=seed, start=read_files(start_from))
+        vae = stage.loaded.vae.first_stage_model.float()
+    elif start_from is None and autoencoder and encoder:
+        vae = autoencoder_stage.load(autoencoder, config["autoencoder"])
+        stage = Stage(config, vae, seed, subject_encoder.load(encoder))
+    else:
+        raise ValueError("give --autoencoder and --encoder to begin, or --start-from alone to go on from a pair of model files")
     size = config["image_encoder"]["image_size"]
     with torch.no_grad():
         latent_size = tuple(vae.encode(torch.zeros(1, 3, size, size)).shape[-2:])
     black = list(encode_pyramid(vae, torch.zeros(1, 1, size, size, 3), latent_size))
 
     def draw(generator: torch.Generator, number: int) -> Batch:
-        if number < PROMPT_BATCHES:
+        if start_from is None and number < PROMPT_BATCHES:
             return draw_batch(vae, 2 * batch, generator, black, PROMPTS)  # of two frames, so not more work
         return draw_batch(vae, batch, generator, black)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..adapter import AdapterConfig
@@ -31,6 +31,15 @@ def write_files(
     )
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in adapter.items()}
     write_atomically(folder / ADAPTER_NAME, lambda path: save_file(tensors, path, metadata=adapter_config.to_metadata()))
+
+
+def read_files(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights of checkpoint and adapter in `folder`, float32. Raises OSError where one is missing."""
+    weights = [load_file(folder / name) for name in (CHECKPOINT_NAME, ADAPTER_NAME)]
+    checkpoint, adapter = (
+        {name: value.float() if value.is_floating_point() else value for name, value in part.items()} for part in weights
+    )
+    return checkpoint, adapter
 
 
 def run(
