@@ -144,6 +144,36 @@ def test_a_resumed_run_ends_in_the_same_bits(config, autoencoder_file, encoder_f
     assert not any("word_readout" in name for name in written)
 
 
+def test_training_goes_on_from_a_pair_of_model_files(config, autoencoder_file, encoder_file, tmp_path):
+    from magdiff_core.train import diffusion
+    from magdiff_core.train.export import read_files
+
+    diffusion.run(tmp_path / "a", autoencoder_file, encoder_file, steps=1, batch=2, config=config)
+    begun = read_files(tmp_path / "a")
+    stage = diffusion.Stage(config, seed=5, start=begun)
+    for given, taken in zip(begun, stage.state_dicts({})):
+        assert given.keys() == taken.keys()
+        assert all(torch.equal(value, taken[name]) for name, value in given.items())
+
+    kinds = []
+    diffusion_draw = diffusion.draw_batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion, "draw_batch", lambda *given: kinds.append(given[4:]) or diffusion_draw(*given))
+        diffusion.run(tmp_path / "b", start_from=tmp_path / "a", steps=1, batch=2, config=config)
+    assert kinds == [()]  # any kind: the batches of prompts alone are for a fresh model
+    moved = [
+        max(float((after[name] - value).abs().max()) for name, value in before.items() if value.is_floating_point())
+        for before, after in zip(begun, read_files(tmp_path / "b"))
+    ]
+    assert all(0 < step < 0.01 for step in moved)  # one step of the warm-up, not other weights
+
+    for wrong in ({"autoencoder": autoencoder_file}, {"start_from": tmp_path / "a", "encoder": encoder_file}, {}):
+        with pytest.raises(ValueError, match="--start-from"):
+            diffusion.run(tmp_path / "c", steps=1, config=config, **wrong)
+    with pytest.raises(OSError):
+        diffusion.run(tmp_path / "c", start_from=tmp_path / "nothing", steps=1, config=config)
+
+
 def test_the_subject_encoder_learns_to_tell_pictures_apart(config):
     """From one batch seen again and again: the readout's error falls, and both modules move."""
     from magdiff_core.data import procedural
@@ -285,7 +315,7 @@ def test_the_loss_weighs_the_subject_and_for_motion_all_that_it_sweeps(comfy_ses
     share[0, 0, 0, 0, 0] = 1.0
     share[0, 1, 0, 0, 1] = 0.5
     plain = batches.loss_weight(share, batches.GENERATE).flatten().tolist()
-    assert plain == [5.0, 1.0, 1.0, 1.0, 3.0, 1.0]
+    assert plain == [9.0, 1.0, 1.0, 1.0, 5.0, 1.0]
     swept = batches.loss_weight(share, batches.MOTION).flatten().tolist()
     assert swept == [21.0, 11.0, 1.0] * 2
 
