@@ -198,6 +198,19 @@ def test_whole_frame_rule_of_the_paper(pack):
         assert torch.equal(got["subject"], images)
 
 
+def test_a_given_mask_may_keep_all_but_a_small_subject(pack):
+    """The background is kept and a subject of less than 5 % is replaced; the mask must not become the whole frame."""
+    images, _ = discs(2)
+    keep = torch.ones(2, SIDE, SIDE)
+    keep[:, 10:20, 30:40] = 0
+    assert keep.mean() > 0.95
+    for whole_frame_if_none in (False, True):
+        got = run(pack, images, subject_mask=keep, whole_frame_if_none=whole_frame_if_none)
+        assert torch.equal(got["subject_mask"], keep) and not got["subject"][:, 10:20, 30:40].any()
+    with pytest.raises(ValueError, match="not told apart"):  # one that is followed was made here
+        run(pack, images, subject_mask=keep[:1], track=True)
+
+
 def spoiled(value: float) -> torch.Tensor:
     images, _ = discs()
     images[0, 3, 4, 1] = value

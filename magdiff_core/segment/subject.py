@@ -18,7 +18,8 @@ from .track import RefineFrame, Track, follow
 log = logging.getLogger("magdiff")
 
 LARGEST_SHARE = 0.95
-"""Above this share of a picture a mask says that the subject was not found."""
+"""Above this share of a picture a mask that was made here says that the subject was not found. One that the user gave may leave
+a small hole: it keeps everything but a small subject, which is to be replaced."""
 
 WAY_OUT = (
     "Put a box around the subject (box_width and box_height, or a box input), add positive_points on it, wire a mask "
@@ -79,13 +80,19 @@ def _hold(given: Mapping[int, torch.Tensor], frames: int) -> Track:
     return Track(masks, torch.ones(frames), tuple(order))
 
 
-def _complain(masks: torch.Tensor) -> None:
+def _is_full(masks: torch.Tensor, given: bool) -> torch.Tensor:
+    """`[F]` bool: which masks `[F, H, W]` hold nothing but subject. `given`: as the user drew them."""
+    shares, pixels = masks.flatten(1).mean(1), masks.shape[1] * masks.shape[2]
+    return shares > (1 - 1 / pixels if given else LARGEST_SHARE)
+
+
+def _complain(masks: torch.Tensor, given: bool) -> None:
     """Raise when masks hold no subject, or nothing but subject."""
     shares = masks.flatten(1).mean(1)
     pixels = masks.shape[1] * masks.shape[2]
     if bool((shares * pixels < 1).all()):
         raise ValueError(f"no subject was found: the mask is empty in {_frames_text(masks.shape[0])}. {WAY_OUT}")
-    full = torch.nonzero(shares > LARGEST_SHARE).flatten().tolist()
+    full = torch.nonzero(_is_full(masks, given)).flatten().tolist()
     if full:
         raise ValueError(
             f"the subject covers {100 * float(shares.max()):.1f} % of the picture (frame {int(shares.argmax())}; "
@@ -145,21 +152,23 @@ def segment_subject(
         The track and whether masks were followed from frame to frame (else its confidence says nothing).
 
     Raises:
-        ValueError: empty mask; mask over 95 % of a frame (both unless `whole_frame_if_none`).
+        ValueError: empty mask; mask over 95 % of a frame, or all of it where the user gave it (both unless
+            `whole_frame_if_none`).
     """
     track, followed = _collect(images, request, method, each_frame)
     masks = track.subject_mask
+    given = request.subject_mask is not None and not followed
     if whole_frame_if_none:
         shares = masks.flatten(1).mean(1)
         if bool((shares * masks[0].numel() < 1).all()):
             log.info("no subject was found: the whole frame is the subject.")
             return Track(torch.ones_like(masks), track.confidence, track.given), False
-        full = shares > LARGEST_SHARE
+        full = _is_full(masks, given)
         if bool(full.any()):
-            log.info("the subject covers over 95 %% of %d frames: there the whole frame is the subject.", int(full.sum()))
+            log.info("no background was found in %d frames: there the whole frame is the subject.", int(full.sum()))
             masks = torch.where(full[:, None, None], torch.ones_like(masks), masks)
     else:
-        _complain(masks)
+        _complain(masks, given)
     if fill:
         masks = fill_holes(masks)
     masks = feather_mask(grow_mask(masks, grow), feather)
