@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .canvas import INK, PALE, Canvas
 from .evaluation import METRICS, Evaluation
 
 WIDTH = 960
@@ -18,12 +16,10 @@ HEADER = 44
 ROW = 20
 LEFT, RIGHT, TOP, BOTTOM = 96, 24, 34, 44
 """Around the axes of a panel, in pixels."""
-SCALE = 2
-"""Drawn larger and made smaller, which smooths the lines."""
 MOST_LINES = 6
 """Clips that get a line of their own; of more, the mean and the range are drawn."""
 COLOURS = ("#1f6fb4", "#d95f02", "#2a9d5c", "#c23b7a", "#7a5ac2", "#8a6d3b")
-INK, PALE, GRID = "#222222", "#666666", "#dddddd"
+GRID = "#dddddd"
 
 
 @dataclass(frozen=True)
@@ -63,40 +59,6 @@ def _tick_text(value: float, ticks: tuple[float, ...]) -> str:
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-class _Canvas:
-    """Drawing in final pixels on the larger picture."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self.image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
-        self.draw = ImageDraw.Draw(self.image)
-
-    def line(self, points: list[tuple[float, float]], colour: str, thickness: float = 1.0) -> None:
-        scaled = [(x * SCALE, y * SCALE) for x, y in points]
-        self.draw.line(scaled, fill=colour, width=max(1, round(thickness * SCALE)), joint="curve")
-
-    def dot(self, x: float, y: float, colour: str, radius: float = 3.0) -> None:
-        self.draw.ellipse([(x - radius) * SCALE, (y - radius) * SCALE, (x + radius) * SCALE, (y + radius) * SCALE], fill=colour)
-
-    def area(self, points: list[tuple[float, float]], colour: str) -> None:
-        self.draw.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=colour)
-
-    def text(self, x: float, y: float, text: str, size: int = 14, colour: str = INK, anchor: str = "la") -> None:
-        self.draw.text((x * SCALE, y * SCALE), text, fill=colour, font=ImageFont.load_default(size * SCALE), anchor=anchor)
-
-    def upright(self, x: float, y: float, text: str, size: int = 13) -> None:
-        """Text that runs upwards, centred on the place."""
-        font = ImageFont.load_default(size * SCALE)
-        left, top, right, bottom = font.getbbox(text)
-        label = Image.new("RGB", (right - left + 4, bottom - top + 4), "white")
-        ImageDraw.Draw(label).text((2 - left, 2 - top), text, fill=PALE, font=font)
-        label = label.rotate(90, expand=True)
-        self.image.paste(label, (round(x * SCALE - label.width / 2), round(y * SCALE - label.height / 2)))
-
-    def finished(self) -> Tensor:
-        smaller = self.image.resize((self.image.width // SCALE, self.image.height // SCALE), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.asarray(smaller, dtype=np.float32) / 255)[None]
-
-
 def _shown(name: str, evaluation: Evaluation) -> str:
     value, metric = evaluation.value[name], METRICS[name]
     number = "none" if math.isnan(value) else f"{value:.{3 if 'cosine' in metric.unit else 2}f}"
@@ -114,7 +76,7 @@ def _segments(values: list[float]) -> list[list[int]]:
     return [run for run in runs if run]
 
 
-def _draw_line(canvas: _Canvas, across: _Axis, up: _Axis, values: list[float], colour: str) -> None:
+def _draw_line(canvas: Canvas, across: _Axis, up: _Axis, values: list[float], colour: str) -> None:
     for run in _segments(values):
         points = [(across.at(index), up.at(values[index])) for index in run]
         if len(points) > 1:
@@ -124,7 +86,7 @@ def _draw_line(canvas: _Canvas, across: _Axis, up: _Axis, values: list[float], c
                 canvas.dot(x, y, colour)
 
 
-def _draw_range(canvas: _Canvas, across: _Axis, up: _Axis, clips: list[list[float]]) -> None:
+def _draw_range(canvas: Canvas, across: _Axis, up: _Axis, clips: list[list[float]]) -> None:
     longest = max(map(len, clips))
     columns = [[clip[index] for clip in clips if index < len(clip) and not math.isnan(clip[index])] for index in range(longest)]
     known = [(index, column) for index, column in enumerate(columns) if column]
@@ -136,7 +98,7 @@ def _draw_range(canvas: _Canvas, across: _Axis, up: _Axis, clips: list[list[floa
     _draw_line(canvas, across, up, means, COLOURS[0])
 
 
-def _draw_panel(canvas: _Canvas, top: float, name: str, evaluation: Evaluation) -> None:
+def _draw_panel(canvas: Canvas, top: float, name: str, evaluation: Evaluation) -> None:
     metric = METRICS[name]
     clips = [by_frame for _, by_frame in evaluation.clips[name]]
     values = [value for clip in clips for value in clip if not math.isnan(value)]
@@ -167,7 +129,7 @@ def _draw_panel(canvas: _Canvas, top: float, name: str, evaluation: Evaluation) 
         canvas.text(across.at(tick), floor + 7, f"{tick:.0f}", 12, PALE, "ma")
 
 
-def _draw_legend(canvas: _Canvas, y: float, clips: int) -> None:
+def _draw_legend(canvas: Canvas, y: float, clips: int) -> None:
     if clips > MOST_LINES:
         canvas.area([(LEFT, y - 6), (LEFT + 24, y - 6), (LEFT + 24, y + 6), (LEFT, y + 6)], "#cfe0f0")
         canvas.line([(LEFT, y), (LEFT + 24, y)], COLOURS[0], 2)
@@ -194,7 +156,7 @@ def draw_plot(evaluation: Evaluation) -> Tensor:
     count = len(evaluation.sizes)
     legend = ROW + 8 if count > 1 and panels else 0
     height = HEADER + len(of_set) * ROW + (6 if of_set else 0) + legend + len(panels) * PANEL + 8
-    canvas = _Canvas(WIDTH, height)
+    canvas = Canvas(WIDTH, height)
     sizes = {f"{width}x{tall}" for _, tall, width in evaluation.sizes}
     canvas.text(LEFT, 14, f"{count} {'clip' if count == 1 else 'clips'}, {', '.join(sorted(sizes)[:3])}", 17)
     top = HEADER
