@@ -158,7 +158,8 @@ def test_training_goes_on_from_a_pair_of_model_files(config, autoencoder_file, e
     kinds = []
     diffusion_draw = diffusion.draw_batch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diffusion, "draw_batch", lambda *given: kinds.append(given[4:]) or diffusion_draw(*given))
+        draw = lambda *given, **more: kinds.append(given[4:]) or diffusion_draw(*given, **more)  # noqa: E731
+        patch.setattr(diffusion, "draw_batch", draw)
         diffusion.run(tmp_path / "b", start_from=tmp_path / "a", steps=1, batch=2, config=config)
     assert kinds == [()]  # any kind: the batches of prompts alone are for a fresh model
     moved = [

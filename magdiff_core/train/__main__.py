@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..host import session
 from . import adapter_command
+from .alignments import NAMES, Alignments
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,6 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
             command.add_argument("--encoder", type=Path, help="subject_encoder.pt of its stage")
             command.add_argument("--start-from", type=Path, help="instead of both: folder with two model files to go on from")
             command.add_argument("--decay-from", type=float, help="share of the run after which the rate falls, 2/3 by default")
+            command.add_argument("--warm-up", type=int, help="steps in which the rate rises, 100 by default")
+            command.add_argument("--without", nargs="+", choices=NAMES, default=[], help="alignments to train without")
+            command.add_argument(
+                "--alphas", type=float, nargs=2, metavar=("TEXT", "IMAGE"), help="hold the weights of text and image at these"
+            )
     command = commands.add_parser("export", help="write the two model files")
     command.add_argument("--out", type=Path, required=True, help="folder for the two files")
     command.add_argument("--autoencoder", type=Path, help="autoencoder.pt; untrained when left out")
@@ -67,7 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         from . import diffusion
 
-        diffusion.run(**options)
+        left_out, alphas = options.pop("without"), options.pop("alphas", None)
+        kept = {name: name not in left_out for name in NAMES}
+        diffusion.run(**options, alignments=Alignments(**kept, alphas=alphas and tuple(alphas)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch import Tensor, autocast
 
 from ..alignment.hfa import pyramid_sizes, resize
 from ..data import procedural
+from .alignments import ALL, Alignments
 
 PROMPTS = "prompts"
 """How training begins: no subject, and of each clip only its ends, so that nothing but the prompt tells what to paint."""
@@ -62,9 +63,19 @@ class Batch:
     group: int = 1
 
 
-def draw_kind(generator: torch.Generator) -> str:
+def kinds_with(alignments: Alignments) -> tuple[tuple[str, float], ...]:
+    """Those of `KINDS` that make sense with these alignments, with their shares of all batches (which sum to 1).
+
+    Without image tokens the clips of a `TOKENS` batch cannot be told apart; without subject latents `LATENTS` is `PLAIN`.
+    """
+    kinds = [(kind, share) for kind, share in KINDS if (alignments.apa or kind != TOKENS) and (alignments.hfa or kind != LATENTS)]
+    total = sum(share for _, share in kinds)
+    return tuple((kind, share / total) for kind, share in kinds)
+
+
+def draw_kind(generator: torch.Generator, alignments: Alignments = ALL) -> str:
     draw = float(torch.rand(1, generator=generator))
-    for kind, share in KINDS:
+    for kind, share in kinds_with(alignments):
         draw -= share
         if draw < 0:
             return kind
@@ -96,16 +107,26 @@ def cut_out(subject: Tensor, subject_mask: Tensor, behind: Tensor) -> Tensor:
 
 
 def reference_pictures(
-    spec: procedural.ClipSpec, generator: torch.Generator, other_pose: float = OTHER_POSE, group: int = 1
+    spec: procedural.ClipSpec,
+    generator: torch.Generator,
+    other_pose: float = OTHER_POSE,
+    group: int = 1,
+    alignments: Alignments = ALL,
 ) -> Tensor:
-    """Subject on black `[B, 1, 64, 64, 3]`: frame 0 of the clip, or in `other_pose` of the cases the same subject elsewhere."""
+    """Subject on black `[B, 1, 64, 64, 3]`: frame 0 of the clip, or in `other_pose` of the cases the same subject elsewhere.
+
+    Without SDA it stands on the clip's own background.
+    """
     moved = torch.rand(len(spec), generator=generator) < other_pose
     other = procedural.other_pose(spec, generator)
     pose = {
         name: torch.where(moved.reshape(-1, *[1] * (getattr(spec, name).ndim - 1)), getattr(other, name), getattr(spec, name))
         for name in ("centre", "radius", "rotation")
     }
-    return cut_out(*procedural.render_subject(spec.replace(**pose), frames=1), procedural.background(spec).roll(group, 0))
+    posed = spec.replace(**pose)
+    if not alignments.sda:
+        return procedural.render(posed, frames=1)[0]
+    return cut_out(*procedural.render_subject(posed, frames=1), procedural.background(spec).roll(group, 0))
 
 
 def draw_motions(generator: torch.Generator) -> Tensor:
@@ -169,10 +190,15 @@ def encode_pyramid(autoencoder: torch.nn.Module, pictures: Tensor, latent_size: 
 
 
 def draw_batch(
-    autoencoder: torch.nn.Module, count: int, generator: torch.Generator, black: list[Tensor], kind: str | None = None
+    autoencoder: torch.nn.Module,
+    count: int,
+    generator: torch.Generator,
+    black: list[Tensor],
+    kind: str | None = None,
+    alignments: Alignments = ALL,
 ) -> Batch:
     """A batch of one kind, a random one by default. `black`: levels of the black picture, from `encode_pyramid` of one."""
-    kind = kind or draw_kind(generator)
+    kind = kind or draw_kind(generator, alignments)
     spec = draw_clips(count, generator, kind)
     group = min(GROUP, count) if kind in (MOTION, TOKENS) else 1
     subject, subject_mask = procedural.render_subject(spec)
@@ -190,16 +216,17 @@ def draw_batch(
     if kind == EDIT:
         inverse = torch.rand(count, 1, 1, 1, 1, generator=generator) < INVERSE_EDIT
         pictures = torch.where(inverse, frames * (1 - opacity), cut_out(subject, subject_mask, behind.roll(1, 0)))
+        if not alignments.sda:
+            pictures = frames
     else:
-        pictures = reference_pictures(spec, generator, 0.0 if kind == MOTION else OTHER_POSE, group)
+        pictures = reference_pictures(spec, generator, 0.0 if kind == MOTION else OTHER_POSE, group, alignments)
     pyramid = None
-    if kind != TOKENS:
+    if kind != TOKENS and alignments.hfa:
         pyramid = encode_pyramid(autoencoder, pictures, tuple(latents.shape[-2:]))
         if kind != EDIT:
-            pyramid = tuple(
-                torch.cat([level, dark.expand(count, -1, -1, -1, -1)], 1) for level, dark in zip(pyramid, black)
-            )
-    pictures = torch.cat([pictures, torch.zeros_like(pictures[:, :1])], 1) if kind != LATENTS else None
+            pyramid = tuple(torch.cat([level, dark.expand(count, -1, -1, -1, -1)], 1) for level, dark in zip(pyramid, black))
+    with_tokens = kind != LATENTS and alignments.apa
+    pictures = torch.cat([pictures, torch.zeros_like(pictures[:, :1])], 1) if with_tokens else None
     return Batch(kind, latents, prompts, weight, pictures, pyramid, group)
 
 

@@ -21,6 +21,7 @@ from ..host.conds import SubjectLatents, SubjectTokens
 from ..host.training import TrainingModel, encode_pictures, encode_text, token_ids
 from . import autoencoder as autoencoder_stage
 from . import subject_encoder
+from .alignments import ALL, Alignments
 from .batches import EDIT, GENERATE, MOTION, PROMPTS, TOKENS, Batch, BatchSource, draw_batch, encode_pyramid
 from .checkpoint import MovingAverage
 from .export import ADAPTER_PREFIX, read_files, write_files
@@ -72,10 +73,11 @@ class Stage:
         seed: int = 0,
         encoder: dict[str, torch.Tensor] | None = None,
         start: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] | None = None,
+        alphas: tuple[float, float] | None = None,
     ) -> None:
         """`autoencoder`, `encoder`: of the stages before, else untrained. What they hold stays frozen, the Resampler too.
 
-        `start`: checkpoint and adapter to go on from (`read_files`), which hold both of them.
+        `start`: checkpoint and adapter to go on from (`read_files`), which hold both of them. `alphas`: as in `Alignments`.
         """
         torch.manual_seed(seed)
         self.config = config
@@ -103,8 +105,16 @@ class Stage:
             self.modules[prefix].float().requires_grad_(prefix == own_checkpoint.TEXT_PREFIX)
         self.words = WordReadout(len(config["text_encoder"]["words"]), token_width)
         self.training.adapter.projector.requires_grad_(False)
+        if alphas is not None:
+            self._hold_alphas(*alphas)
         if encoder is not None:
             subject_encoder.put(encoder, self.modules[own_checkpoint.IMAGE_PREFIX], self.training.adapter.projector)
+
+    def _hold_alphas(self, text: float, image: float) -> None:
+        streams = self.training.adapter.apa
+        for stream in (streams.find(site) for site in streams.sites):
+            for alpha, value in ((stream.alpha_text, text), (stream.alpha_image, image)):
+                torch.nn.init.constant_(alpha.requires_grad_(False), value)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, by file key (adapter keys behind `ADAPTER_PREFIX`)."""
@@ -170,6 +180,8 @@ def run(
     seed: int = 0,
     resume: bool = False,
     decay_from: float = 2 / 3,
+    warm_up: int = 100,
+    alignments: Alignments = ALL,
     config: dict | None = None,
 ) -> None:
     """Writes the two model files into `folder` at each save.
@@ -183,11 +195,11 @@ def run(
     """
     config = config or own_checkpoint.MINI_CONFIG
     if start_from is not None and not (autoencoder or encoder):
-        stage = Stage(config, seed=seed, start=read_files(start_from))
+        stage = Stage(config, seed=seed, start=read_files(start_from), alphas=alignments.alphas)
         vae = stage.loaded.vae.first_stage_model.float()
     elif start_from is None and autoencoder and encoder:
         vae = autoencoder_stage.load(autoencoder, config["autoencoder"])
-        stage = Stage(config, vae, seed, subject_encoder.load(encoder))
+        stage = Stage(config, vae, seed, subject_encoder.load(encoder), alphas=alignments.alphas)
     else:
         raise ValueError("give --autoencoder and --encoder to begin, or --start-from alone to go on from a pair of model files")
     size = config["image_encoder"]["image_size"]
@@ -198,7 +210,7 @@ def run(
     def draw(generator: torch.Generator, number: int) -> Batch:
         if start_from is None and number < PROMPT_BATCHES:
             return draw_batch(vae, 2 * batch, generator, black, PROMPTS)  # of two frames, so not more work
-        return draw_batch(vae, batch, generator, black)
+        return draw_batch(vae, batch, generator, black, alignments=alignments)
 
     source = BatchSource(draw)
 
@@ -210,6 +222,6 @@ def run(
         logger.info("wrote the model files of step %d", step)
 
     train(
-        stage.parameters(), loss_of, Schedule(rate, steps, seconds, decay_from=decay_from), folder, seed, resume, export,
+        stage.parameters(), loss_of, Schedule(rate, steps, seconds, warm_up, decay_from), folder, seed, resume, export,
         source.state_dict, source.load_state_dict,
     )  # fmt: skip
