@@ -27,6 +27,7 @@ class Case:
     motion: int
     background_colour: int
     pattern: int
+    source_background_colour: int
     source: Tensor
     source_mask: Tensor
     target: Tensor
@@ -68,6 +69,7 @@ def make_cases(count: int, seed: int) -> list[Case]:
             motion=int(target.motion[i]),
             background_colour=int(target.background_colour[i]),
             pattern=int(target.pattern[i]),
+            source_background_colour=int(source.background_colour[i]),
             source=source_frames[i],
             source_mask=source_mask[i],
             target=target_frames[i],

@@ -80,7 +80,7 @@ class Pipeline:
         self,
         prompt: str,
         pictures: Tensor,
-        subject_mask: Tensor,
+        subject_mask: Tensor | None,
         frames: int,
         mode: str = GENERATE,
         seed: int = 0,
@@ -95,14 +95,16 @@ class Pipeline:
 
         Args:
             pictures: the reference picture `[1, h, w, 3]` (generate) or all frames of a clip (edit), in 0..1.
-            subject_mask: `[1 or frames, h, w]`, 1 = subject.
+            subject_mask: `[1 or frames, h, w]`, 1 = subject. None: nothing is cut out, the whole picture is the subject.
             alpha_text, alpha_image, alpha_mode: inputs of APA Conditioning.
             pyramid_strength: strength in Apply MagDiff Adapter.
         """
         height, width = pictures.shape[1:3]
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             model = self._ours("MagDiffApplyAdapter", model=self.base_model, adapter=ADAPTER, pyramid_strength=pyramid_strength)[0]
-            subject = self._ours("MagDiffSubjectSegment", images=pictures, sam_model="none", subject_mask=subject_mask)[0]
+            subject = pictures
+            if subject_mask is not None:
+                subject = self._ours("MagDiffSubjectSegment", images=pictures, sam_model="none", subject_mask=subject_mask)[0]
             positive, negative, latent = self._ours(
                 "MagDiffHFAPyramidEncode", positive=self._text(prompt), negative=self.negative, vae=self.vae, subject=subject,
                 mode=mode, width=width, height=height, frames=frames,
