@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import browser, comfyui
-from .environment import CUDA, ROOT, Environment, describe
+from .environment import CUDA, ROOT, Environment, describe, explain_os_error
 from .processes import Terminated, run_in_foreground
 from .report import DevError, say
 from .server import ComfyServer, make_base
@@ -74,9 +74,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         tree = comfyui.find(ROOT, ROOT / ".dev", options.comfyui)
         return _COMMANDS[options.command](Environment(tree), options)
-    except DevError as error:
+    except (DevError, OSError) as error:
+        words = str(error) if isinstance(error, DevError) else explain_os_error(error)
+        if words is None:
+            raise
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {words}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -129,9 +132,7 @@ def server_options(environment: Environment) -> list[str]:
 def _server(environment: Environment, base: str, port: int = 0) -> ComfyServer:
     folder = make_base(environment.state / base, ROOT)
     python = environment.python_in(environment.venv)
-    return ComfyServer(
-        environment.tree.path, python, environment.variables(), folder, port, server_options(environment)
-    )
+    return ComfyServer(environment.tree.path, python, environment.variables(), folder, port, server_options(environment))
 
 
 def _serve(environment: Environment, options: argparse.Namespace) -> int:
@@ -173,9 +174,14 @@ def _run_beside(server: ComfyServer, command: Sequence[str], env: dict[str, str]
     try:
         while True:
             try:
-                return process.wait(0.5)
+                status = process.wait(0.5)
             except subprocess.TimeoutExpired:
                 server.check_alive()
+                continue
+            if status:
+                time.sleep(0.2)  # perhaps the server has gone: its connections close a moment before it ends
+                server.check_alive()
+            return status
     finally:
         if process.poll() is None:
             process.terminate()

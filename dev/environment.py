@@ -6,6 +6,7 @@ second run installs nothing and needs no network.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -54,7 +55,8 @@ _LEFT_OUT = (
 NEEDED_GIB = {"cpu": 4, "cuda": 12}
 _NO_NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|NameResolutionError|name resolution|getaddrinfo|Network is unreachable|"
-    r"Failed to establish|Max retries exceeded|ProxyError|Could not find a version that satisfies|No matching distribution"
+    r"Failed to establish|Max retries exceeded|ProxyError|Could not find a version that satisfies|No matching distribution|"
+    r"ReadTimeout|Connection reset|Connection broken|Connection aborted|IncompleteRead|incomplete-download|SSLError"
 )
 
 
@@ -74,7 +76,11 @@ def explain_failure(output: str, log: Path) -> str:
     """Turn the output of a failed installation into words; the log keeps the whole of it."""
     if "No space left on device" in output or "not enough space on the disk" in output:
         return f"The disk is full. Free some space and run the command again; it goes on from here. (Log: {log})"
-    reason = "\n".join(line for line in output.splitlines() if line.startswith(("ERROR", "error")))[-1500:]
+    lines = output.rstrip().splitlines()
+    named = [line for line in lines if line.startswith(("ERROR", "error"))]
+    if "ERROR: Exception:" in named:
+        named.append(lines[-1])  # pip's own traceback follows: its end says what happened
+    reason = "\n".join(named)[-1500:]
     if _NO_NETWORK.search(output):
         return (
             "The package index could not be reached, or does not have what is needed. The first set-up needs the "
@@ -82,6 +88,18 @@ def explain_failure(output: str, log: Path) -> str:
             f"command again; it goes on from here.\n{reason}\n(Log: {log})"
         )
     return f"The installation failed:\n{reason or output[-1500:]}\n(Log: {log})"
+
+
+def explain_os_error(error: OSError) -> str | None:
+    """What to tell someone whose disk is full or who may not write where we must; None for any other error."""
+    if error.errno == errno.ENOSPC:
+        return "The disk is full. Free some space and run the command again; it goes on from here."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{error.filename} cannot be written or opened ({error.strerror}). Move the clone to a folder that is yours, or "
+            "take back its ownership (a run as root leaves files that only root may change)."
+        )
+    return None
 
 
 class Environment:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import importlib.util
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +41,20 @@ def test_wrong_python_is_told_what_to_use(dev_script, version):
 @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 13)])
 def test_supported_python_is_let_through(dev_script, version):
     assert dev_script.wrong_python(version) is None
+
+
+def test_dev_py_ends_with_that_message_before_it_imports_anything_of_ours():
+    code = """
+import runpy, sys
+script, sys.version_info = sys.argv.pop(), (3, 9, 1)
+try:
+    runpy.run_path(script, run_name="__main__")
+finally:
+    assert "dev.commands" not in sys.modules
+"""
+    command = [sys.executable, "-S", "-c", code, "demo", str(ROOT / "dev.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: this is Python 3.9,"), done.stderr
 
 
 def test_old_pythons_can_read_dev_py():
@@ -309,11 +325,59 @@ def test_compiled_files_are_kept_but_not_in_the_users_folders(fake, monkeypatch)
         ("WARNING: Retrying: Failed to establish a new connection\nERROR: Could not find a version", "needs the network"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
         ("error: command 'cc' failed", "command 'cc' failed"),
+        ("ERROR: Exception:\nTraceback:\n  ...\nurllib3.exceptions.ReadTimeoutError: Read timed out.", "needs the network"),
+        ("ERROR: Exception:\nTraceback:\n  ...\ntarfile.ReadError: not a gzip file", "not a gzip file"),
     ],
 )
 def test_failed_installations_are_explained(output, words, tmp_path):
     text = environment.explain_failure(output, tmp_path / "setup.log")
     assert words in text and "setup.log" in text
+
+
+def test_what_pip_says_without_a_network_is_understood(tmp_path, monkeypatch):
+    """A real pip and an index where nobody listens."""
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    made = environment.Environment(comfyui.Tree(make_tree(tmp_path / "tree"), "9.9.9", "test"), tmp_path, tmp_path)
+    with pytest.raises(DevError, match="needs the network.*HTTPS_PROXY(?s:.*)setup.log"):
+        made._pip(lambda line: None, "a-package-that-nobody-has-anywhere", python=Path(sys.executable))
+
+
+def refuse(number: int):
+    def open_nothing(*arguments, **options):
+        raise OSError(number, os.strerror(number), "/clone/.dev")
+
+    return open_nothing
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "disk is full"), (errno.EROFS, r"/clone/\.dev cannot be written"), (errno.EACCES, "folder that is yours")],
+)
+def test_a_full_disk_and_a_folder_of_others_are_told_wherever_they_show(number, words, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(environment.Environment, "prepare", refuse(number))
+    assert commands.main(["run", "-c", "pass"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and re.search(words, shown)
+
+
+def test_other_errors_of_the_system_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(environment.Environment, "prepare", refuse(errno.ENOENT))
+    with pytest.raises(FileNotFoundError):
+        commands.main(["run", "-c", "pass"])
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_the_shim_is_made_only_where_torchvision_does_not_load(tmp_path, monkeypatch, loads):
+    made = environment.Environment(comfyui.Tree(make_tree(tmp_path / "tree"), "9.9.9", "test"), tmp_path)
+    answers, built = iter([loads, True]), []
+    monkeypatch.setattr(made, "_companions_load", lambda: next(answers))
+    monkeypatch.setattr(made, "python_version", lambda: (3, 12))
+    monkeypatch.setattr(environment.cuda_shim, "build", lambda packages, target: built.append(target))
+    made._make_shim(lambda text: None)
+    assert built == ([] if loads else [made.shim])
 
 
 def test_python_version_is_that_of_the_environment(fake):

@@ -47,9 +47,7 @@ signal.signal(signal.SIGTERM, commands._interrupt)
 sys.exit(processes.run_in_foreground([sys.executable, "-c", {child!r}], os.environ, Path.cwd()))
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=env, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=env, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout.readline() == b"up\n"
     if number == "SIGINT":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
@@ -162,19 +160,34 @@ def test_a_server_that_dies_ends_the_work_beside_it(tmp_path):
     assert wait_until_gone([int((tmp_path / "pid").read_text())])
 
 
+def test_work_that_fails_because_the_server_died_shows_the_servers_log(tmp_path):
+    with fake_server(tmp_path) as running:
+        running.process.kill()
+        running.process.wait()
+        with pytest.raises(DevError, match="ended with status(?s:.*)fake ComfyUI is up"):
+            commands._run_beside(running, [sys.executable, "-I", "-S", "-c", "raise SystemExit(1)"], dict(os.environ), tmp_path)
+
+
+def test_work_that_fails_beside_a_healthy_server_keeps_its_status(tmp_path):
+    with fake_server(tmp_path) as running:
+        assert commands._run_beside(running, [sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ), tmp_path) == 3
+
+
 def test_a_pack_that_does_not_import_stops_the_start(tmp_path):
     failed = "print('Traceback: no module x'); print('0.0 seconds (IMPORT FAILED): custom_nodes/magdiff', flush=True)\n"
     with pytest.raises(DevError, match="could not import this pack"):
         fake_server(tmp_path, failed + FAKE_MAIN).start()
 
 
-def test_a_taken_port_is_told():
+def test_a_taken_port_is_told_before_anything_is_started(tmp_path):
     with socket.socket() as other:
         other.bind((server.HOST, 0))
         other.listen()
         port = other.getsockname()[1]
+        late = fake_server(tmp_path, port=port)
         with pytest.raises(DevError, match=rf"Port {port} cannot be used .*--port"):
-            server.check_port(port)
+            late.start()
+        assert late.process is None
     server.check_port(port)
 
 
