@@ -190,6 +190,12 @@ class TestNaN:
             sample(adapted, *rig.wired(), {"samples": samples}, 1, 2, 7.5, 0.5)
         assert not calls
 
+    @pytest.mark.parametrize("side", ["positive", "negative"])
+    def test_prompt(self, rig, adapted, side):
+        pair = dict(zip(("positive", "negative"), rig.wired(), strict=True))
+        pair[side][0][0][0, 5, :2] = float("nan")
+        refused_run(rig, adapted, pair["positive"], pair["negative"], f"the {side} prompt holds 2 values", "NaN")
+
     def test_tokens_and_subject_latents(self, rig, adapted):
         for part, word in (("tokens", "clip_vision_output"), ("latents", "subject latent")):
             payload = rig.subject()

@@ -133,8 +133,10 @@ def check_run(model_patcher: ModelPatcher, conds: dict[str, list[dict]], noise: 
     if adapter.temporal is not None and strengths.temporal > 0.0:
         check_clip_length(noise.shape[0], adapter.config, model_patcher.model_options)
     check_length(model_patcher, adapter, strengths, noise.shape[0])
-    for items in conds.values():
+    for side, items in conds.items():
         for item in items:
+            if "cross_attn" in item:
+                check_finite(f"the {side} prompt", item["cross_attn"])
             ours = attached(item.get("model_conds", {}))
             if "tokens" in ours and strengths.image_stream > 0.0:
                 check_tokens(ours["tokens"], adapter, noise.shape[0])
