@@ -96,8 +96,8 @@ def explain_os_error(error: OSError) -> str | None:
         return "The disk is full. Free some space and run the command again; it goes on from here."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
-            f"{error.filename or 'A file'} cannot be written or opened ({error.strerror}). Move the clone to a folder that is yours, or "
-            "take back its ownership (a run as root leaves files that only root may change)."
+            f"{error.filename or 'A file'} cannot be written or opened ({error.strerror}). Move the clone to a folder that is "
+            "yours, or take back its ownership (a run as root leaves files that only root may change)."
         )
     return None
 
