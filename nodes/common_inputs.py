@@ -92,10 +92,17 @@ def control_settings() -> list[io.Input]:
 
 
 def clip_numbers() -> list[io.Input]:
-    """Inputs fps and motion_bucket_id."""
+    """Inputs fps, motion_bucket_id and augmentation_level."""
     return [
         io.Int.Input("fps", default=10, min=1, max=1024, tooltip="Frames a second that the model is told, as given."),
-        io.Int.Input(
-            "motion_bucket_id", default=127, min=1, max=1023, tooltip="How much motion the model is told.", advanced=True
+        io.Int.Input("motion_bucket_id", default=127, min=1, max=1023, tooltip="How much motion the model is told.", advanced=True),
+        io.Float.Input(
+            "augmentation_level",
+            default=0.02,
+            min=0.0,
+            max=10.0,
+            step=0.01,
+            tooltip="Noise on the first frame (of each window), for pixels from -1 to 1. Core's SVD node makes twice as much.",
+            advanced=True,
         ),
     ]

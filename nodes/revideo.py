@@ -145,15 +145,6 @@ class ReVideoImageConditioning(io.ComfyNode):
                     "frames", default=14, min=1, max=4096, tooltip="Length of the clip: that of source_frames. ReVideo makes 14."
                 ),
                 *clip_numbers(),
-                io.Float.Input(
-                    "augmentation_level",
-                    default=0.02,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="Noise on the frame, for pixels from -1 to 1 (core's SVD node makes twice as much of it).",
-                    advanced=True,
-                ),
                 io.Int.Input(
                     "seed", default=23, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed of that noise.", advanced=True
                 ),

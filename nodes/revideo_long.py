@@ -106,15 +106,6 @@ class ReVideoLongVideo(io.ComfyNode):
                 ),
                 *control_settings(),
                 *clip_numbers(),
-                io.Float.Input(
-                    "augmentation_level",
-                    default=0.02,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="Noise on the first frame of each window, for pixels from -1 to 1.",
-                    advanced=True,
-                ),
             ],
             outputs=[
                 io.Image.Output("frames", tooltip="The whole edited clip, for Keep Region."),
