@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,14 @@ def server_environment() -> dict[str, str]:
 
 
 class RunningServer(ComfyClient):
-    """A started server: the client's methods (object_info, queue, upload_image, view, ...) plus its folders and log."""
+    """A started server: the client's methods (object_info, queue, upload_image, view, ...) plus its folders, log and start."""
 
     def __init__(self, base: Path, pack: Path | None = ROOT, options: Sequence[str] = ()) -> None:
         """Start one with the base directory `base` and `pack` as its only node pack (None: what lies there already).
 
         Raises DevError with the log's end when it does not start, AssertionError when any node file failed to import.
         """
+        self.started = time.time()
         self.base = make_base(base, pack)
         python = os.environ.get("MAGDIFF_SERVER_PYTHON", sys.executable)
         options = ["--cpu", "--disable-api-nodes", *options]

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from comfy_server import ROOT, make_tree
+from comfy_server import ROOT, comfyui_folder, make_tree
 
 from dev import browser, client, commands, cuda_shim, processes, server, workflow
 from dev.report import DevError
@@ -333,6 +333,26 @@ def test_queue_reports_progress_and_fetches_files(server, tmp_path):
     assert file["node"] == "3"
     with Image.open(io.BytesIO(server.view(file))) as made:
         assert made.size == (16, 12) and made.convert("RGB").getpixel((3, 3)) == (0, 200, 0)
+
+
+@pytest.mark.server
+def test_nothing_is_written_into_the_folders_of_the_comfyui_that_runs(server):
+    """Pictures, settings, the database and logs go into the base directory; compiled files have a test of their own."""
+    server.queue({
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "mine"}},
+        "3": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    })  # fmt: skip
+    server.post("/settings/Comfy.Magdiff.Test", 1)
+    assert list((server.base / "output").glob("mine*.png")) and (server.base / "user" / "comfyui.db").is_file()
+    written = [
+        str(Path(folder, name))
+        for folder, _, names in os.walk(comfyui_folder())
+        for name in names
+        if Path(folder).name != "__pycache__" and ROOT not in Path(folder, name).parents
+        and os.path.getmtime(Path(folder, name)) >= server.started
+    ]  # fmt: skip
+    assert not written
 
 
 @pytest.mark.server
