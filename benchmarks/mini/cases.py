@@ -5,13 +5,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from magdiff_core.data import procedural
 from magdiff_core.metrics.subject import Template
+from magdiff_core.train.batches import LOOK
 
 OTHERS = 7
 """Subjects that the given one must be told from."""
+RIM = 2
+"""Pixels by which the mask of a subject that is replaced is widened: what is kept must not show its antialiased edge."""
+LOOKS = 32
+"""Subjects that are drawn for each replacement, so that one of them differs from the old one and from the background."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The other direction of an edit: the source's background and motion stay, the prompt names another subject.
+
+    `target [F, 64, 64, 3]` in 0..1 shows such a clip, `target_mask [F, 64, 64]` its subject; what the prompt does not say (second
+    colour, phase of the texture) is the target's own. `colour` is the subject's first one, which the prompt names.
+    `edit_mask [F, 64, 64]`, 1 = the old subject with its rim.
+    """
+
+    prompt: str
+    colour: int
+    background_colour: int
+    pattern: int
+    target: Tensor
+    target_mask: Tensor
+    edit_mask: Tensor
+
+    @property
+    def subject(self) -> Template:
+        return Template(self.target[0], self.target_mask[0])
+
+    @property
+    def kept(self) -> Tensor:
+        """`[F, 64, 64]`, 1 where the background is given and the new subject does not come by."""
+        return (1 - self.edit_mask) * (self.target_mask == 0)
 
 
 @dataclass(frozen=True)
@@ -36,6 +69,7 @@ class Case:
     edit_motion: int
     edit_target: Tensor
     others: list[Template]
+    replacement: Replacement
 
     @property
     def subject(self) -> Template:
@@ -52,6 +86,29 @@ class Case:
         return (self.source_mask >= 1).float()
 
 
+def _other_looks(source: procedural.ClipSpec, generator: torch.Generator) -> procedural.ClipSpec:
+    """The same clips with subjects of another shape and colour, both colours other than the background's."""
+    count = len(source)
+    drawn = procedural.sample(LOOKS * count, generator, "test")
+    grouped = {name: getattr(drawn, name).unflatten(0, (count, LOOKS)) for name in ("shape", "colour", "second_colour")}
+    ground = source.background_colour[:, None]
+    fits = (grouped["shape"] != source.shape[:, None]) & (grouped["colour"] != source.colour[:, None])
+    fits &= (grouped["colour"] != ground) & (grouped["second_colour"] != ground)
+    chosen = drawn.select(torch.arange(count) * LOOKS + fits.float().argmax(1))
+    jitter = torch.cat([chosen.colour_jitter[:, :2], source.colour_jitter[:, 2:]], 1)
+    return source.replace(**{name: getattr(chosen, name) for name in LOOK}, colour_jitter=jitter)
+
+
+def _replacements(source: procedural.ClipSpec, source_mask: Tensor, generator: torch.Generator) -> list[Replacement]:
+    new = _other_looks(source, generator)
+    frames, mask = procedural.render(new)
+    edit_mask = F.max_pool2d((source_mask > 0).float(), 2 * RIM + 1, 1, RIM)
+    return [
+        Replacement(text, int(new.colour[i]), int(new.background_colour[i]), int(new.pattern[i]), frames[i], mask[i], edit_mask[i])
+        for i, text in enumerate(procedural.caption(new))
+    ]
+
+
 def make_cases(count: int, seed: int) -> list[Case]:
     """`count` tasks on (shape, colour) and (background colour, pattern) pairs that training never shows."""
     generator = torch.Generator().manual_seed(seed)
@@ -63,6 +120,7 @@ def make_cases(count: int, seed: int) -> list[Case]:
     edit_frames, _ = procedural.render(edit)
     other_frames, other_mask = procedural.render(others, 1)
     prompts, edit_prompts = procedural.caption(target), procedural.caption(edit)
+    replacements = _replacements(source, source_mask, generator)
     return [
         Case(
             prompt=prompts[i],
@@ -77,9 +135,8 @@ def make_cases(count: int, seed: int) -> list[Case]:
             edit_prompt=edit_prompts[i],
             edit_motion=int(edit.motion[i]),
             edit_target=edit_frames[i],
-            others=[
-                Template(other_frames[j, 0], other_mask[j, 0]) for j in range(i * OTHERS, (i + 1) * OTHERS)
-            ],
+            others=[Template(other_frames[j, 0], other_mask[j, 0]) for j in range(i * OTHERS, (i + 1) * OTHERS)],
+            replacement=replacements[i],
         )
         for i in range(count)
     ]
