@@ -7,58 +7,20 @@ mistake made here is the one that was meant.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
+from parity_setting import CLOSE, Setting
 from torch import nn
-
-FIXTURES = Path(__file__).parent / "fixtures"
-CLOSE = 0.03
-"""Relative; the sizes are known to two or three digits."""
 
 pytestmark = pytest.mark.usefixtures("comfy_session")
 
 
-class Setting:
-    """The fixture's model, ready for one guided call."""
-
-    def __init__(self):
-        from magdiff_core.host.attach import adapter_of
-        from magdiff_core.host.parity import dynamicrafter
-        from magdiff_core.host.parity.fixture import load_fixture
-
-        self.fixture = load_fixture(FIXTURES / "dynamicrafter.safetensors")
-        with torch.inference_mode():
-            self.model = dynamicrafter.build_model(self.fixture)
-        self.adapter = adapter_of(self.model).model
-        self.unet = self.model.model.diffusion_model
-        self.latent = self.fixture.inputs["latent"][0].transpose(0, 1)
-        self.frames = self.latent.shape[0]
-        self.conds = dynamicrafter.conditionings(self.fixture, self.model, self.frames)
-
-    def output(self, conds=None) -> torch.Tensor:
-        """`[2, C, F, h, w]`, negative first."""
-        from magdiff_core.host.parity.observe import Observer
-        from magdiff_core.host.parity.runs import unet_outputs
-
-        timestep = int(self.fixture.inputs["timestep"])
-        with torch.inference_mode(), Observer(self.model) as observer:
-            (out,) = unet_outputs(self.model, observer, self.latent, timestep, *(conds or self.conds))
-        return torch.stack(out).transpose(1, 2)
-
-    def error(self) -> float:
-        return float((self.output() - self.fixture.stored["out.eps"]).abs().max())
-
-    def guided_error(self, conds=None) -> float:
-        """Largest difference of the guided output (7.5)."""
-        (uncond, cond), (wanted_uncond, wanted_cond) = self.output(conds), self.fixture.stored["out.eps"]
-        return float((uncond + 7.5 * (cond - uncond) - wanted_uncond - 7.5 * (wanted_cond - wanted_uncond)).abs().max())
-
-
 @pytest.fixture(scope="module")
 def setting(comfy_session) -> Setting:
-    return Setting()
+    from magdiff_core.host.parity import dynamicrafter
+
+    return Setting("dynamicrafter", dynamicrafter)
 
 
 @pytest.fixture
@@ -158,9 +120,11 @@ def transformers(setting: Setting, first: bool = True) -> list[nn.Module]:
 def test_norm_of_temporal_transformers_per_frame(setting, monkeypatch):
     def wrong(norm):
         def forward(x):
-            return nn.functional.group_norm(x.transpose(1, 2).flatten(0, 1), 32, norm.weight, norm.bias, norm.eps).unflatten(
-                0, (x.shape[0], x.shape[2])
-            ).transpose(1, 2)
+            return (
+                nn.functional.group_norm(x.transpose(1, 2).flatten(0, 1), 32, norm.weight, norm.bias, norm.eps)
+                .unflatten(0, (x.shape[0], x.shape[2]))
+                .transpose(1, 2)
+            )
 
         return forward
 
@@ -281,7 +245,7 @@ def test_latent_before_noise(setting, monkeypatch):
 def test_negative_without_the_latent(setting):
     from magdiff_core.host.conds import GENERATE, SubjectLatents, attach
 
-    positive, negative = setting.conds
+    positive, negative = setting.conditionings()
     zero = torch.zeros(1, 1, *setting.latent.shape[1:])
     negative = attach(negative, latents=SubjectLatents((zero,), setting.frames, GENERATE))
     assert setting.guided_error((positive, negative)) == pytest.approx(13.3, rel=CLOSE)

@@ -6,62 +6,26 @@ mistake made here is the one that was meant.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
+from parity_setting import CLOSE, Setting
 from torch import nn
-
-FIXTURES = Path(__file__).parent / "fixtures"
-CLOSE = 0.03
-"""Relative; the sizes are known to two or three digits."""
 
 pytestmark = pytest.mark.usefixtures("comfy_session")
 
 
-class Setting:
-    """A fixture's model, ready for one guided call."""
-
-    def __init__(self, name: str):
-        from magdiff_core.host.attach import adapter_of
-        from magdiff_core.host.parity import magdiff
-        from magdiff_core.host.parity.fixture import load_fixture
-
-        self.fixture = load_fixture(FIXTURES / f"{name}.safetensors")
-        with torch.inference_mode():
-            self.model = magdiff.build_model(self.fixture)
-        self.adapter = adapter_of(self.model).model
-        self.unet = self.model.model.diffusion_model
-        self.latent = self.fixture.inputs["latent"][0].transpose(0, 1)
-        self.frames = self.latent.shape[0]
-        self.timestep = int(self.fixture.inputs["timestep"])
-
-    def conditionings(self, frames: int):
-        from magdiff_core.host.parity import magdiff
-
-        return magdiff.conditionings(self.fixture, self.model, frames)
-
-    def error(self, frames: int | None = None, latent=None, conds=None) -> float:
-        """Largest difference between the output and the stored one (`f1.eps` for one frame)."""
-        from magdiff_core.host.parity.observe import Observer
-        from magdiff_core.host.parity.runs import unet_outputs
-
-        frames = frames or self.frames
-        latent = self.latent[:frames] if latent is None else latent
-        with torch.inference_mode(), Observer(self.model) as observer:
-            (out,) = unet_outputs(self.model, observer, latent, self.timestep, *(conds or self.conditionings(frames)))
-        stored = self.fixture.stored["out.eps" if frames == self.frames else "f1.eps"]
-        return float((torch.stack(out).transpose(1, 2) - stored).abs().max())
-
-
 @pytest.fixture(scope="module", params=["magdiff", "vidrd"])
 def either(request, comfy_session) -> Setting:
-    return Setting(request.param)
+    from magdiff_core.host.parity import magdiff
+
+    return Setting(request.param, magdiff)
 
 
 @pytest.fixture(scope="module")
 def magdiff(comfy_session) -> Setting:
-    return Setting("magdiff")
+    from magdiff_core.host.parity import magdiff
+
+    return Setting("magdiff", magdiff)
 
 
 def size(setting: Setting, of_magdiff: float, of_vidrd: float) -> float:
@@ -457,12 +421,9 @@ def test_temp_conv_of_a_single_frame_not_skipped(magdiff, monkeypatch):
 
 @pytest.mark.parametrize(("part", "expected"), [("tokens", 13.6), ("latents", 9.4)])
 def test_negative_without_the_subject(magdiff, part, expected):
-    """The size is that of the guided output (7.5)."""
     from magdiff_core.host.conds import SubjectLatents, SubjectTokens, attach, attached
-    from magdiff_core.host.parity.observe import Observer
-    from magdiff_core.host.parity.runs import unet_outputs
 
-    positive, negative = magdiff.conditionings(magdiff.frames)
+    positive, negative = magdiff.conditionings()
     right = attached(negative[0][1]["model_conds"])[part]
     if part == "latents":
         negative = attach(negative, latents=SubjectLatents((torch.zeros_like(right.levels[0]),), right.frames, right.mode))
@@ -472,13 +433,10 @@ def test_negative_without_the_subject(magdiff, part, expected):
         tokens_of = magdiff.adapter.projector.register_forward_hook(
             lambda module, args, out: out if args[0].any() else torch.zeros_like(out)
         )
-    with torch.inference_mode(), Observer(magdiff.model) as observer:
-        (out,) = unet_outputs(magdiff.model, observer, magdiff.latent, magdiff.timestep, positive, negative)
+    error = magdiff.guided_error((positive, negative))
     if part == "tokens":
         tokens_of.remove()
-    guided = (-6.5 * out[0] + 7.5 * out[1]).transpose(0, 1)
-    uncond, cond = magdiff.fixture.stored["out.eps"]
-    assert float((guided - (7.5 * cond - 6.5 * uncond)).abs().max()) == pytest.approx(expected, rel=CLOSE)
+    assert error == pytest.approx(expected, rel=CLOSE)
 
 
 # --- Resampler --------------------------------------------------------------------------------------------------------------
