@@ -18,7 +18,9 @@ NODE_IDS = {
     "MagDiffAPAConditioning", "MagDiffHFAPyramidEncode", "MagDiffSampler", "MagDiffKeepRegion",
 }  # fmt: skip
 # declared or brought by ComfyUI, but too slow or too uncertain to be imported when ComfyUI starts
-LAZY = ("cv2", "segment_anything", "kornia", "transformers", "av", "scipy", "skimage", "torchvision", "diffusers")
+LAZY = (
+    "cv2", "segment_anything", "kornia", "transformers", "av", "scipy", "skimage", "torchvision", "diffusers", "spacy",
+)  # fmt: skip
 SHIPPED = [ROOT / "__init__.py", *sorted((ROOT / "nodes").rglob("*.py")), *sorted((ROOT / "magdiff_core").rglob("*.py"))]
 
 # Loads ComfyUI first, then the pack as ComfyUI does, and reports what the second one added.
@@ -78,7 +80,7 @@ def test_import_adds_less_than_half_a_second(loaded):
 def test_missing_optional_libraries_and_the_folders_name_do_not_matter(tmp_path):
     place = tmp_path / "My pack-1.0 ü"
     shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*", "tests", "output", "models", "__pycache__"))
-    blocked = ("cv2", "segment_anything", "kornia", "av", "skimage", "diffusers")
+    blocked = ("cv2", "segment_anything", "kornia", "av", "skimage", "diffusers", "spacy")
     assert load_in_fresh_python(place, blocked)[3] >= NODE_IDS
 
 
