@@ -91,6 +91,19 @@ def test_clips_are_found_in_natural_order_and_read_from_videos_too(tree):
     assert (film[3, 0, 0] * 255).round().tolist() == [120, 10, 200]
 
 
+def test_a_file_of_sound_alone_is_named(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "song.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match="song.mkv: it holds no pictures"):
+        read_clip(tmp_path / "song.mkv")
+
+
 def test_masks_and_prompts(tree):
     assert read_mask(tree / "masks" / "clip_1.png", frames=2).shape == (1, SIDE, SIDE)
     assert read_prompts(tree / "prompts.csv")["clip_10"] == "a dog, 10"

@@ -156,3 +156,24 @@ def test_damaged_files_become_a_reason(tmp_path):
 
     with pytest.raises(BadVideo, match="m.png cannot be read"):
         read_picture(tmp_path / "m.png")
+
+
+def test_a_title_in_another_encoding_does_not_matter(tmp_path):
+    """As old programs write them; and a damaged file may show such bytes anywhere in its metadata."""
+    from magdiff_core.data.curation.frames import probe
+    from magdiff_core.metrics.clip_files import read_clip as read_measured
+
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        container.metadata["title"] = "caf@"
+        stream = container.add_stream("ffv1", rate=8)
+        stream.metadata["title"] = "caf@"
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "bgr0"
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numpy.zeros((16, 16, 3), numpy.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    data = (tmp_path / "a.mkv").read_bytes()
+    assert data.count(b"caf@") == 2
+    (tmp_path / "a.mkv").write_bytes(data.replace(b"caf@", "café".encode("latin-1")))
+    assert len(read_frames(tmp_path / "a.mkv", 4, 8.0, 0.0)[0]) == 4
+    assert probe(tmp_path / "a.mkv")[0].frames == 4
+    assert len(read_measured(tmp_path / "a.mkv")) == 4

@@ -23,7 +23,8 @@ def _opened(path: Path):
     import av
 
     try:
-        with av.open(str(path)) as container:
+        # titles in any other encoding than UTF-8 must not make a video unreadable
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise BadVideo(f"{path.name} holds no pictures")
             stream = container.streams.video[0]

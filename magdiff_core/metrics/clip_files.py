@@ -82,7 +82,9 @@ def _read_video(path: Path, frames: int | None, stride: int) -> list[np.ndarray]
     except ImportError as error:
         raise ImportError("video files are read with PyAV, which ComfyUI brings: run `pip install av`") from error
     arrays = []
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="replace") as container:
+        if not container.streams.video:
+            raise ValueError("it holds no pictures")
         for number, frame in enumerate(container.decode(video=0)):
             if number % stride:
                 continue

@@ -36,7 +36,7 @@ def probe(path: Path) -> tuple[Facts, Tensor]:
     picture = next(stream_frames(path), None)
     if picture is None:
         raise BadVideo(f"{path.name} has no frame that can be read")
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="replace") as container:
         stream = container.streams.video[0]
         rate = stream.average_rate
         count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
@@ -53,7 +53,7 @@ def stream_frames(path: Path, longest_side: int = 0) -> Iterator[Tensor]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise BadVideo(f"{path.name} holds no pictures")
             shape = None
