@@ -61,6 +61,7 @@ class Case:
     background_colour: int
     pattern: int
     source_background_colour: int
+    source_pattern: int
     source: Tensor
     source_mask: Tensor
     target: Tensor
@@ -128,6 +129,7 @@ def make_cases(count: int, seed: int) -> list[Case]:
             background_colour=int(target.background_colour[i]),
             pattern=int(target.pattern[i]),
             source_background_colour=int(source.background_colour[i]),
+            source_pattern=int(source.pattern[i]),
             source=source_frames[i],
             source_mask=source_mask[i],
             target=target_frames[i],
