@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 from pathlib import Path
@@ -92,6 +93,28 @@ def test_each_workflow_has_a_picture_and_only_core_and_own_nodes(schemas):
         assert workflow["groups"]
         loaded = workflow_checks.pictures(workflow)
         assert loaded and all(file.is_file() for file in loaded)
+
+
+@pytest.mark.parametrize("name", workflow_checks.ALL)
+def test_workflows_are_laid_out_to_be_read(name):
+    """No two nodes cover each other, and every node but the note lies in one titled group."""
+    workflow = workflow_checks.read(name)
+    title_bar = 30
+    # left, top, right, bottom; a node's position is that of its body, below the title
+    boxes = {
+        node["id"]: (x, y - title_bar, x + width, y + height)
+        for node in workflow["nodes"]
+        for (x, y), (width, height) in [(node["pos"], node["size"])]
+    }
+    for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+        apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        assert apart, f"nodes {one} and {other} cover each other"
+    groups = [(x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in workflow["groups"])]
+    assert all(group["title"] for group in workflow["groups"])
+    for node in workflow["nodes"]:
+        left, top, right, bottom = boxes[node["id"]]
+        around = [g for g in groups if g[0] <= left and g[1] <= top and right <= g[2] and bottom <= g[3]]
+        assert len(around) == (node["type"] != "MarkdownNote"), f"node {node['id']} ({node['type']}) lies in {len(around)} groups"
 
 
 def test_workflows_tell_where_public_files_come_from():
