@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,17 @@ def test_another_weight_is_found(tmp_path):
     assert verdicts["mid.down2"] == verdicts["res.tokens"] == "ok", "what comes before the changed weight"
     assert verdicts["mid.d7_res0"] == verdicts["ddim.latents"] == "not covered"
     assert summary.endswith(" over, 3 not covered") and " 0 over" not in summary
+
+
+def test_the_command_s_last_line_and_exit_status(tmp_path):
+    """As `python dev.py parity` runs it, with the output alone stored, and that a little off."""
+    stored = load_file(FIXTURES / "magdiff.safetensors")
+    gone = {name: None for name in stored if name.startswith(("mid.", "res.", "ddim.", "f1."))}
+    path = copy_of("magdiff", tmp_path, **gone, **{"out.eps": stored["out.eps"] + 0.01})
+    command = [sys.executable, "-m", "magdiff_core.host.parity", str(path)]
+    done = subprocess.run(command, cwd=FIXTURES.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "1 covered, 1 over, 0 not covered"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
