@@ -152,6 +152,22 @@ def test_a_full_disk_stops_in_words_and_keeps_the_last_state(options, no_samples
     assert load_state(options.folder / "state.pt")["step"] == 4
 
 
+@pytest.mark.parametrize("full", ("log.jsonl", "step_0000003.png"))
+def test_a_full_disk_names_every_file_that_it_refuses(options, no_samples, full):
+    """Log and sample pictures, too: the run stops there, and the state of the last save goes on."""
+    run(options, steps=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(OSError, match=rf"cannot write .*{full} .*make room, then resume"):
+            run(options, resume=True, steps=12, sample_steps=3 if full.endswith("png") else 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_state(options.folder / "state.pt")["step"] == 2
+    run(options, resume=True, steps=3)
+    assert load_state(options.folder / "state.pt")["step"] == 3
+
+
 @pytest.mark.parametrize("what", ("loss", "gradients"))
 def test_numbers_that_are_not_finite_stop_in_words_and_keep_the_last_state(options, no_samples, monkeypatch, what):
     from magdiff_core.train.engine import Engine

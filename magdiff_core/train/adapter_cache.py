@@ -55,7 +55,8 @@ class ClipCache:
                 try:
                     frames, subject = read_clip(clip, self.sampling)
                 except BadVideo as problem:
-                    _reason_file(file).write_text(str(problem), "utf-8")
+                    text = str(problem)
+                    write_atomically(_reason_file(file), lambda path, text=text: path.write_text(text, "utf-8"))
                 else:
                     tensors = {"latents": encoders.latents(frames), "text": encoders.text(clip.caption)}
                     _save(file, tensors | encoders.subject(subject))

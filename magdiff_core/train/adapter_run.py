@@ -19,7 +19,7 @@ from .adapter_batches import ClipBatch, ClipBatches
 from .adapter_cache import ClipCache, load
 from .adapter_samples import SampleClip, sample_sheet, save_picture
 from .adapter_stage import MAGDIFF, AdapterStage
-from .checkpoint import MovingAverage
+from .checkpoint import MovingAverage, write_atomically
 from .engine import Engine
 from .loop import Schedule, train
 
@@ -94,8 +94,8 @@ def prepare(options: AdapterOptions, encoders: Encoders, engine: Engine, watcher
     engine.wait()
     _, unusable = cache.usable(clips)
     if engine.first:
-        options.folder.mkdir(parents=True, exist_ok=True)
-        (options.folder / "skipped.txt").write_text("".join(line + "\n" for line in problems + unusable), "utf-8")
+        skipped = "".join(line + "\n" for line in problems + unusable)
+        write_atomically(options.folder / "skipped.txt", lambda path: path.write_text(skipped, "utf-8"))
         for line in problems + unusable:
             logger.warning("skipped %s", line)
     return cache, clips
@@ -162,9 +162,7 @@ def _train(
     device = engine.device
     files, _ = cache.usable(clips)
     common = load(cache.common_file())
-    batches = ClipBatches(
-        files, common["text"], options.batch // options.accumulate, options.seed, engine.rank, engine.processes
-    )
+    batches = ClipBatches(files, common["text"], options.batch // options.accumulate, options.seed, engine.rank, engine.processes)
     common = {name: value.to(device) for name, value in common.items()}
     usable = [clip for clip in clips if cache.file_of(clip) in set(files)][:SAMPLED_CLIPS]
     parameters = stage.parameters()

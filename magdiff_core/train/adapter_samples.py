@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..host.training_encode import Encoders, conditioning
 from .adapter_stage import AdapterStage
-from .checkpoint import MovingAverage
+from .checkpoint import MovingAverage, write_atomically
 from .engine import Engine
 
 GUIDANCE = 7.5
@@ -76,5 +76,5 @@ def save_picture(path: Path, picture: Tensor) -> None:
     """`[H, W, 3]` in 0..1 as a PNG."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((picture * 255).round().to(torch.uint8).numpy()).save(path)
+    image = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,6 +13,17 @@ from safetensors import SafetensorError
 
 DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
 """What a full disk becomes: torch and safetensors have errors of their own for it."""
+
+
+@contextlib.contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Whatever a full or refusing disk raises inside of the context becomes OSError naming file and free space."""
+    try:
+        yield
+    except DISK_ERRORS as error:
+        kept = "the one from before is still there" if path.exists() else "nothing was written"
+        free = shutil.disk_usage(path.parent).free / 1e9
+        raise OSError(f"cannot write {path} ({error}): {kept}. {free:.1f} GB are free there: make room, then resume") from error
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
@@ -23,13 +36,10 @@ def write_atomically(path: str | os.PathLike, write) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except DISK_ERRORS as error:
-        kept = "the one from before is still there" if path.exists() else "nothing was written"
-        free = shutil.disk_usage(path.parent).free / 1e9
-        raise OSError(f"cannot write {path} ({error}): {kept}. {free:.1f} GB are free there: make room, then resume") from error
+        with disk_errors_named(path):
+            write(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

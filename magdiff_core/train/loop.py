@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import MovingAverage, load_state, save_state
+from .checkpoint import MovingAverage, disk_errors_named, load_state, save_state
 from .engine import Engine
 
 logger = logging.getLogger("magdiff")
@@ -173,7 +173,8 @@ def train(
             line = {"step": step, "elapsed": round(elapsed, 1), "loss": round(smooth, 5),
                     "rate": schedule.rate_at(step, progress)}  # fmt: skip
             logger.info("step %(step)d  %(elapsed).0f s  loss %(loss).4f  rate %(rate).1e", line)
-            with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+            file = folder / "log.jsonl"
+            with disk_errors_named(file), open(file, "a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
         due = step % schedule.save_steps == 0 if schedule.save_steps else elapsed - last_save >= schedule.save_every
         if due:
