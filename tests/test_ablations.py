@@ -127,3 +127,86 @@ def test_held_alphas_are_written_as_given_and_learned_ones_move(config, tmp_path
         assert (text, image) == (0.25, 0.75)
     learned = trained_alphas(config, tmp_path / "learned", ALL)
     assert all(text != 1 and image != 1 for text, image in learned)
+
+
+def test_pull_is_0_at_the_wanted_colour_and_1_at_the_reference_s():
+    from magdiff_core.metrics.leak import background_pull, mean_background
+
+    red, blue = torch.tensor([1.0, 0, 0]), torch.tensor([0, 0, 1.0])
+    assert background_pull(red, red, blue) == 0 and background_pull(blue, red, blue) == 1
+    assert background_pull(0.75 * red + 0.25 * blue, red, blue) == pytest.approx(0.25)
+    assert background_pull(red + torch.tensor([0, 0.5, 0]), red, blue) == pytest.approx(0)  # green is on neither side
+    with pytest.raises(ValueError, match="are both"):
+        background_pull(blue, red, red)
+    frames, mask = red.expand(2, 64, 64, 3).clone(), torch.zeros(2, 64, 64)
+    mask[:, 20:40, 20:40] = 1
+    frames[:, 18:42, 18:42] = blue  # the rim too, which the margin leaves out
+    assert torch.allclose(mean_background(frames, mask), red)
+    assert torch.allclose(mean_background(frames, torch.ones(2, 64, 64)), frames.mean((0, 1, 2)))
+
+
+def test_spreads_over_clips_and_seeds():
+    from benchmarks.ablations.figures import Figure, difference, figure
+
+    assert figure([[1.0, 0.0, 1.0, 0.0]]) == Figure(0.5, pytest.approx((1 / 3) ** 0.5 / 2), None)
+    two = figure([[1.0, 0.0], [1.0, 1.0]])  # clips 1 and 0.5, seeds 0.5 and 1
+    assert two == Figure(0.75, pytest.approx(0.25), pytest.approx(0.25))
+    # what both share drops out: each clip is better by the same
+    apart = difference([[0.5, 0.9], [0.3, 0.4]], [[0.4, 0.8], [0.2, 0.3]])
+    assert apart == Figure(pytest.approx(0.1), pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))
+
+
+def test_measures_of_true_clips_and_of_a_copied_reference(comfy_session):
+    from benchmarks.ablations.evaluate import measures_of
+    from benchmarks.mini.cases import make_cases
+
+    for case in make_cases(3, 11):
+        good, copied = measures_of(case.target, case, edit=False), measures_of(case.source, case, edit=True)
+        assert good["background"] == 1 and good["leak"] == 0 and good["pull"] == pytest.approx(0, abs=0.05)
+        assert copied["background"] == 0 and copied["leak"] == 1 and copied["pull"] == pytest.approx(1, abs=0.05)
+        assert copied["kept_psnr"] == 100 and "kept_psnr" not in good
+        assert ("pattern_leak" in good) == (case.pattern != case.source_pattern)
+        assert good.get("pattern_leak", 0) == 0 and copied.get("pattern_leak", 1) == 1
+        assert good["subject_rmse"] < 0.1 > copied["subject_rmse"]
+
+
+def test_a_variant_is_given_what_it_was_trained_with_and_no_more(comfy_session):
+    from benchmarks.ablations.evaluate import make
+    from benchmarks.mini.cases import make_cases
+
+    class Recorder:
+        def make(self, *given, **more):
+            self.given, self.more = given, more
+
+    (case,) = make_cases(1, 11)
+    pipeline = Recorder()
+    make(pipeline, case, ALL, "generate", seed=3)
+    prompt, pictures, mask, frames, mode = pipeline.given
+    assert (prompt, frames, mode) == (case.prompt, 8, "generate") and torch.equal(pictures, case.source[:1])
+    assert torch.equal(mask, case.source_mask[:1])
+    assert pipeline.more == {"alpha_image": 1.0, "pyramid_strength": 1.0, "seed": 3}
+    make(pipeline, case, Alignments(sda=False, apa=False), "edit")
+    assert pipeline.given[0] == case.edit_prompt and pipeline.given[2] is None and torch.equal(pipeline.given[1], case.source)
+    assert pipeline.more == {"alpha_image": 0.0, "pyramid_strength": 1.0}
+    make(pipeline, case, Alignments(hfa=False), "generate")
+    assert pipeline.more == {"alpha_image": 1.0, "pyramid_strength": 0.0}
+
+
+def test_tables_compare_each_variant_with_the_same_seeds_and_clips():
+    from benchmarks.ablations import table
+    from benchmarks.ablations.variants import ALPHAS
+
+    def training(loss, *nearest):
+        return {"loss": loss, "alphas": {"middle": [0.5, 0.25]}, "generate": {"nearest": list(nearest)}}
+
+    results = {"alphas_1_1": [training(0.5, 1.0, 0.0), training(0.3, 1.0, 0.0)],
+               "trained": [training(0.4, 1.0, 1.0), training(0.2, 1.0, 1.0)]}  # fmt: skip
+    lines = table.compare(ALPHAS, results, "generate")
+    assert lines == [
+        ["", "nearest of 8", "training loss"],
+        ["alphas_1_1", "50 ± 50 ± 0", "0.4000 ± 0.1000"],
+        ["trained", "100 ± 0 ± 0", "0.3000 ± 0.1000"],
+        ["alphas_1_1 − trained", "-50 ± 50 ± 0", "+0.1000 ± 0.0000"],
+    ]
+    assert table.alphas(results)[1] == ["alphas_1_1, seed 0", "0.50, 0.25"]
+    assert table.markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

@@ -1,0 +1,1 @@
+"""The ablations of the MagDiff paper on the small model: `python dev.py run -m benchmarks.ablations`."""
