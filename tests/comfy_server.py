@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from workflow_checks import upload_pictures
 
 from dev.client import ComfyClient
 from dev.server import ComfyServer, make_base
@@ -81,3 +85,22 @@ class RunningServer(ComfyClient):
 
     def stop(self) -> None:
         self.server.stop()
+
+
+@contextmanager
+def server_with_models(base: Path, write: Callable[[Path], object], options: Sequence[str] = ()) -> Iterator[RunningServer]:
+    """A server whose folder `models` was filled by `write`, and that has the example pictures.
+
+    The folder is removed at the end: pytest keeps its temporary folders, and model files are large.
+    """
+    models = base / "models"
+    try:
+        write(models)
+        running = RunningServer(base, options=options)
+        try:
+            upload_pictures(running)
+            yield running
+        finally:
+            running.stop()
+    finally:
+        shutil.rmtree(models, ignore_errors=True)

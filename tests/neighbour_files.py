@@ -15,8 +15,8 @@ _LORA_LAYERS = ("input_blocks.1.1.transformer_blocks.0.attn1.to_q", "output_bloc
 _RANK = 4
 
 
-def make(models: Path, seed: int = 0) -> list[Path]:
-    """Write both files into ComfyUI's folder `models`; returns their paths. ComfyUI must be importable."""
+def make(models: Path, seed: int = 0) -> None:
+    """Write both files into ComfyUI's folder `models`. ComfyUI must be importable."""
     import comfy.cldm.cldm
     import comfy.ops
 
@@ -31,7 +31,6 @@ def make(models: Path, seed: int = 0) -> list[Path]:
         width = 320
         lora[f"diffusion_model.{name}.lora_up.weight"] = torch.randn(width, _RANK, generator=generator)
         lora[f"diffusion_model.{name}.lora_down.weight"] = torch.randn(_RANK, width, generator=generator) / width**0.5
-    paths = []
     for folder, name, tensors in (
         ("loras", LORA, lora),
         ("controlnet", CONTROL, sd21_files._of_module(network, "", generator)),
@@ -39,5 +38,3 @@ def make(models: Path, seed: int = 0) -> list[Path]:
         path = models / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         sd21_files.write(path, tensors)
-        paths.append(path)
-    return paths

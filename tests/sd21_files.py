@@ -156,8 +156,8 @@ def _image_encoder(generator: torch.Generator) -> dict[str, Tensor | Zeros]:
     return _filled(shapes, "layers.", generator)
 
 
-def make(models: Path, seed: int = 0) -> list[Path]:
-    """Write the three files that the SD2.1 workflows load into ComfyUI's folder `models`; returns their paths.
+def make(models: Path, seed: int = 0) -> None:
+    """Write the three files that the SD2.1 workflows load into ComfyUI's folder `models`.
 
     ComfyUI must be importable (fixture `comfy_session`).
     """
@@ -187,4 +187,3 @@ def make(models: Path, seed: int = 0) -> list[Path]:
     write(checkpoint, {**parts, **_text_encoder(generator)})
     write(vision, _image_encoder(generator))
     write(adapter_file, adapter, config.to_metadata())
-    return [checkpoint, vision, adapter_file]

@@ -16,7 +16,7 @@ import released
 import sd21_files
 import torch
 import videocrafter_files
-import workflow_checks
+from comfy_server import server_with_models
 from safetensors import safe_open
 from workflow_checks import as_prompt, inputs_of, saved_clip
 
@@ -72,17 +72,8 @@ def write(models: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server(comfy_session, tmp_path_factory):
-    from comfy_server import RunningServer
-
-    base = tmp_path_factory.mktemp("compose-server") / "base"
-    write(base / "models")
-    running = RunningServer(base, options=["--fp32-text-enc"])
-    workflow_checks.upload_pictures(running)
-    yield running
-    running.stop()
-    for folder in (base / "models").iterdir():
-        for file in folder.iterdir():
-            file.unlink()
+    with server_with_models(tmp_path_factory.mktemp("compose-server") / "base", write, ["--fp32-text-enc"]) as running:
+        yield running
 
 
 def test_it_composes_once_and_is_vidrd_at_image_strength_0(server):

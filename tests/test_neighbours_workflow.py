@@ -12,7 +12,7 @@ import neighbour_files
 import numpy as np
 import pytest
 import sd21_files
-import workflow_checks
+from comfy_server import server_with_models
 from workflow_checks import as_prompt, check_clip, inputs_of, saved_clip
 
 pytestmark = pytest.mark.server
@@ -25,18 +25,15 @@ SMALLER = {
 }
 
 
+def write(models):
+    sd21_files.make(models)
+    neighbour_files.make(models)
+
+
 @pytest.fixture(scope="module")
 def server(comfy_session, tmp_path_factory):
-    from comfy_server import RunningServer
-
-    base = tmp_path_factory.mktemp("neighbours-server") / "base"
-    files = sd21_files.make(base / "models") + neighbour_files.make(base / "models")
-    running = RunningServer(base, options=["--fp32-text-enc"])
-    workflow_checks.upload_pictures(running)
-    yield running
-    running.stop()
-    for file in files:
-        file.unlink()
+    with server_with_models(tmp_path_factory.mktemp("neighbours-server") / "base", write, ["--fp32-text-enc"]) as running:
+        yield running
 
 
 def test_each_neighbour_acts_beside_the_adapter(server):

@@ -11,7 +11,7 @@ import copy
 import numpy as np
 import pytest
 import wan_files
-import workflow_checks
+from comfy_server import server_with_models
 from workflow_checks import as_prompt, inputs_of, read, saved_clip
 
 pytestmark = pytest.mark.server
@@ -26,16 +26,8 @@ SMALLER = {
 
 @pytest.fixture(scope="module")
 def server(comfy_session, tmp_path_factory):
-    from comfy_server import RunningServer
-
-    base = tmp_path_factory.mktemp("wan-server") / "base"
-    files = wan_files.make(base / "models")
-    running = RunningServer(base, options=["--fp32-text-enc"])
-    workflow_checks.upload_pictures(running)
-    yield running
-    running.stop()
-    for file in files:
-        file.unlink()
+    with server_with_models(tmp_path_factory.mktemp("wan-server") / "base", wan_files.make, ["--fp32-text-enc"]) as running:
+        yield running
 
 
 def test_the_workflow_makes_clips_that_follow_the_sliders(server):

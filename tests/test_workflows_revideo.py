@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import revideo_files
 import workflow_checks
+from comfy_server import server_with_models
 from PIL import Image, ImageDraw
 from workflow_checks import as_prompt, compare_with_page, inputs_of, saved_clip
 
@@ -33,23 +34,19 @@ LEAST_PSNR = 32.85
 """What the paper reports for its own method outside of the region (table 1); here, after pasting, it must be exceeded."""
 
 
-@pytest.fixture(scope="module")
-def server(comfy_session, tmp_path_factory):
-    """A server of its own that has the small file, and an empty one under the name that the workflows ask for."""
-    from comfy_server import RunningServer
-
-    base = tmp_path_factory.mktemp("revideo-server") / "base"
-    folder = base / "models" / "checkpoints"
+def write(models):
+    """The small file, and an empty one under the name that the workflows ask for."""
+    folder = models / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "model.ckpt").touch()
-    file = revideo_files.save(
-        folder / SMALL_FILE, {**revideo_files.weights(), **revideo_files.image_encoder(), **revideo_files.autoencoder()}
-    )
-    running = RunningServer(base)
-    workflow_checks.upload_pictures(running)
-    yield running
-    running.stop()
-    file.unlink()
+    weights = {**revideo_files.weights(), **revideo_files.image_encoder(), **revideo_files.autoencoder()}
+    revideo_files.save(folder / SMALL_FILE, weights)
+
+
+@pytest.fixture(scope="module")
+def server(comfy_session, tmp_path_factory):
+    with server_with_models(tmp_path_factory.mktemp("revideo-server") / "base", write) as running:
+        yield running
 
 
 def smaller_prompt(server, name):

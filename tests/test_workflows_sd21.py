@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import sd21_files
 import workflow_checks
+from comfy_server import server_with_models
 from workflow_checks import as_prompt, check_clip, compare_with_page, inputs_of, saved_clip
+
+from dev.client import ExecutionFailed
 
 pytestmark = pytest.mark.server
 FRAMES, SIZE = 2, 64
@@ -31,16 +34,8 @@ SMALLER = {
 @pytest.fixture(scope="module")
 def server(comfy_session, tmp_path_factory):
     """A server of its own that has the SD2.1 files; its encoders run in float32, which CPUs do three times faster."""
-    from comfy_server import RunningServer
-
-    base = tmp_path_factory.mktemp("sd21-server") / "base"
-    files = sd21_files.make(base / "models")
-    running = RunningServer(base, options=["--fp32-text-enc"])
-    workflow_checks.upload_pictures(running)
-    yield running
-    running.stop()
-    for file in files:
-        file.unlink()
+    with server_with_models(tmp_path_factory.mktemp("sd21-server") / "base", sd21_files.make, ["--fp32-text-enc"]) as running:
+        yield running
 
 
 def smaller_prompt(server, name):
@@ -60,6 +55,22 @@ def test_the_workflow_makes_a_clip_that_follows_the_seed(server, name):
     inputs_of(prompt, "MagDiffSampler")["seed"] += 1
     second = saved_clip(server, prompt, server.queue(prompt))
     assert np.abs(first.astype(float) - second).mean() > 1
+
+
+def test_a_part_that_a_checkpoint_lacks_is_an_error_only_where_it_is_used(server):
+    """A checkpoint has no image encoder; its text encoder works, and whoever wants the other is told what to load."""
+    load = {"class_type": "MagDiffLoadCheckpoint", "inputs": {"checkpoint": sd21_files.CHECKPOINT}}
+    text = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["load", 1], "text": "a rocket"}}
+    picture = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
+    vision = {"class_type": "CLIPVisionEncode", "inputs": {"clip_vision": ["load", 3], "image": ["picture", 0], "crop": "none"}}
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["text", 0]}}
+    entry = server.queue({"load": load, "text": text, "shown": shown})
+    assert entry["status"]["status_str"] == "success"
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["vision", 0]}}
+    with pytest.raises(ExecutionFailed) as failed:
+        server.queue({"load": load, "picture": picture, "vision": vision, "shown": shown})
+    message = failed.value.exception_message
+    assert f"{sd21_files.CHECKPOINT} holds no clip_vision: use Load CLIP Vision" in message
 
 
 @pytest.mark.browser

@@ -48,8 +48,8 @@ def _text_encoder(generator: torch.Generator) -> dict[str, torch.Tensor | Zeros]
     return _filled(shapes, "layers.", generator)
 
 
-def make(models: Path, seed: int = 0) -> list[Path]:
-    """Write the four files into ComfyUI's folder `models`; returns their paths. ComfyUI must be importable."""
+def make(models: Path, seed: int = 0) -> None:
+    """Write the four files into ComfyUI's folder `models`. ComfyUI must be importable."""
     from comfy.ldm.wan.vae import WanVAE
 
     generator = torch.Generator().manual_seed(seed)
@@ -64,10 +64,7 @@ def make(models: Path, seed: int = 0) -> list[Path]:
         },
         ("clip_vision", VISION): _image_encoder(generator),
     }
-    paths = []
     for (folder, name), tensors in made.items():
         path = models / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, tensors)
-        paths.append(path)
-    return paths
