@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from magdiff_core.data import procedural
 from magdiff_core.data.sprites import SHAPES, TEXTURES
@@ -115,6 +116,23 @@ def test_textures_and_background_cells_are_coarse_enough_for_the_autoencoder():
     changes = (row[:, 1:] != row[:, :-1]).nonzero()
     gaps = changes[1:, 1] - changes[:-1, 1]
     assert gaps[changes[1:, 0] == changes[:-1, 0]].min() >= 12
+
+
+@pytest.mark.parametrize("pattern", range(len(procedural.PATTERNS)))
+def test_patches_of_every_pattern_are_wider_than_a_latent_pixel(pattern):
+    """Most of each tone lies in squares of 6 pixels that hold nothing else; a latent pixel has 4."""
+    spec = procedural.sample(32, generator(12))
+    spec = spec.replace(pattern=torch.full((32,), pattern), shading=torch.zeros(32, 1, 4, 4))
+    picture = procedural.background(spec)
+    low, high = picture.amin((1, 2), keepdim=True), picture.amax((1, 2), keepdim=True)
+    tones = (picture - low).amax(-1) > 0.5 * (high - low).amax(-1)
+    for tone in (tones, ~tones):
+        # the picture goes on beyond its border
+        wide = F.pad(tone.float()[:, None], (8, 8, 8, 8), mode="replicate")
+        eroded = -F.max_pool2d(-wide, 6, 1)
+        opened = F.max_pool2d(F.pad(eroded, (5, 5, 5, 5)), 6, 1)[:, 0, 8:-8, 8:-8] > 0
+        # discs have no corners, and the border cuts some
+        assert float((opened & tone).sum()) >= 0.85 * float(tone.sum())
 
 
 def test_cross_pairs_keep_the_subject_and_change_background_and_motion():
