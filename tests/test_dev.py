@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from comfy_server import ROOT, comfyui_folder, make_tree
 
-from dev import comfyui, commands, environment
+from dev import comfyui, commands, environment, report
 from dev.report import DevError
 
 # -- dev.py itself ------------------------------------------------------------------------------------------------
@@ -294,6 +294,39 @@ def test_the_cpu_build_is_tried_in_both_indexes_before_any_other(fake, monkeypat
     plain = f"torch=={environment.CPU.torch}"
     assert [call[-1] for call in tried] == [plain + "+cpu", plain + "+cpu", plain]
     assert environment.CPU.index in tried[1]
+
+
+@pytest.mark.parametrize(
+    ("platform", "labels"),
+    [("linux", ["", f"+{environment.CUDA.label}"]), ("win32", [f"+{environment.CUDA.label}"] * 2 + [""])],
+)
+def test_with_an_nvidia_gpu_the_cuda_build_is_asked_for_first(fake, monkeypatch, platform, labels):
+    """On Linux the plain build is the CUDA one; elsewhere the plain one is the last resort."""
+    tried = []
+
+    def pip(show, *arguments, **options):
+        tried.append(arguments[-1])
+        raise DevError("no matching distribution")
+
+    monkeypatch.setattr(fake, "torch", environment.CUDA)
+    monkeypatch.setattr(fake, "_pip", pip)
+    monkeypatch.setattr(environment.sys, "platform", platform)
+    with pytest.raises(DevError, match="no matching"):
+        fake._install_torch(lambda text: None)
+    assert tried == [f"torch=={environment.CUDA.torch}{label}" for label in labels]
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_progress_says_what_begins_and_how_it_ended(capsys, ends_well):
+    try:
+        with report.progress("PyTorch") as line:
+            line.show("Collecting torch")  # only a terminal shows it
+            assert capsys.readouterr().out == "  PyTorch ...\n"
+            if not ends_well:
+                raise DevError("no network")
+    except DevError:
+        pass
+    assert re.fullmatch(rf"  PyTorch: {'done' if ends_well else 'not finished'} \(\d+ s\)\n", capsys.readouterr().out)
 
 
 def test_search_paths(fake, monkeypatch):
