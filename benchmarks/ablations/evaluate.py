@@ -20,19 +20,22 @@ SHARES = ("motion", "background", "leak", "pattern", "pattern_leak", "nearest")
 
 
 def measures_of(clip: Tensor, case: Case, edit: bool) -> dict[str, float]:
-    """`SHARES`, `pull` (`background_pull`) and `subject_rmse` of a clip `[F, 64, 64, 3]` in 0..1.
+    """`SHARES`, `pull` and `first_pull` (`background_pull` of all frames and of the first), `subject_rmse` of a clip
+    `[F, 64, 64, 3]` in 0..1.
 
     `kept_psnr` (dB) of edits alone, `pattern_leak` where the prompt's pattern is not the reference's anyway.
     """
     found = measure_clip(clip, case.candidates)
     true, true_mask = (case.edit_target, case.source_mask) if edit else (case.target, case.target_mask)
-    wanted, reference = mean_background(true, true_mask), mean_background(case.source, case.source_mask)
+    colours = mean_background(true, true_mask), mean_background(case.source, case.source_mask)
+    subject_mask = split_clip(clip)[0]
     measures = {
         "motion": float(found.motion == (case.edit_motion if edit else case.motion)),
         "background": float(found.background_colour == case.background_colour),
         "leak": float(found.background_colour == case.source_background_colour),
         "pattern": float(found.pattern == case.pattern),
-        "pull": background_pull(mean_background(clip, split_clip(clip)[0]), wanted, reference),
+        "pull": background_pull(mean_background(clip, subject_mask), *colours),
+        "first_pull": background_pull(mean_background(clip[:1], subject_mask[:1]), *colours),
         "nearest": float(found.nearest == 0),
         "subject_rmse": found.subject_rmse,
     }
