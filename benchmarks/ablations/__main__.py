@@ -23,6 +23,7 @@ import torch
 from benchmarks.mini.cases import Case, make_cases
 from benchmarks.mini.pipeline import ADAPTER, GENERATE, MissingModel, check_models
 from magdiff_core.host import session
+from magdiff_core.train.checkpoint import load_state
 
 from . import table
 from .evaluate import evaluate
@@ -30,15 +31,15 @@ from .sheet import draw
 from .variants import STUDIES, Study
 
 SHOWN = 4
-MEASURED, CLIPS = "measured.json", "clips.pt"
+STATE, MEASURED, CLIPS = "state.pt", "measured.json", "clips.pt"
+"""In the folder of a training: what the trainer writes, what was measured, the first clips."""
 
 
 def train(study: Study, variant: str, folder: Path, seed: int, options: argparse.Namespace) -> None:
     """Trains one variant, or the rest of it."""
     from magdiff_core.train import diffusion
-    from magdiff_core.train.checkpoint import load_state
 
-    state = folder / "state.pt"
+    state = folder / STATE
     if (folder / ADAPTER).is_file() and state.is_file() and load_state(state)["step"] >= options.steps:
         return
     print(f"training {folder}", file=sys.stderr, flush=True)
@@ -50,8 +51,7 @@ def train(study: Study, variant: str, folder: Path, seed: int, options: argparse
 
 def measure(study: Study, variant: str, folder: Path, cases: list[Case], options: argparse.Namespace) -> tuple[dict, dict]:
     """Measurements and clips of one training, from its folder if they were made with these settings."""
-    log = (folder / "log.jsonl").read_text("utf-8").splitlines()
-    trained = json.loads(log[-1])
+    trained = load_state(folder / STATE)
     settings = {name: getattr(options, name) for name in ("clips", "case_seed", "sampling_steps", "cfg")}
     settings["steps"] = trained["step"]
     file = folder / MEASURED
@@ -64,7 +64,7 @@ def measure(study: Study, variant: str, folder: Path, cases: list[Case], options
         folder, cases, study.variants[variant], study.edits, SHOWN, options.case_seed,
         steps=options.sampling_steps, cfg=options.cfg,
     )  # fmt: skip
-    measured = {"settings": settings, "loss": trained["loss"], **measured}
+    measured = {"settings": settings, "loss": trained["smooth"], **measured}
     torch.save(clips, folder / CLIPS)
     file.write_text(json.dumps(measured), "utf-8")
     return measured, clips

@@ -8,7 +8,8 @@ from .variants import Study
 
 COLUMNS = {
     "motion": "motion", "background": "background colour", "leak": "its leak", "pull": "its pull", "first_pull": "in frame 1",
-    "pattern": "pattern", "pattern_leak": "its leak", "nearest": "nearest of 8", "subject_rmse": "subject RMSE", "kept_psnr": "kept dB",
+    "pattern": "pattern", "pattern_leak": "its leak", "nearest": "nearest of 8", "subject_rmse": "subject RMSE",
+    "kept_psnr": "kept dB",
 }  # fmt: skip
 LOSS = "training loss"
 DIGITS = {"pull": 2, "first_pull": 2, "subject_rmse": 3, "kept_psnr": 1, LOSS: 4}
