@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors import safe_open
 from training_parts import small_config
 
 from magdiff_core.train.checkpoint import load_state
@@ -79,6 +80,39 @@ def test_ten_steps_of_the_last_stage_move_every_trained_tensor_and_no_frozen_one
     for prefix in (own_checkpoint.VAE_PREFIX, own_checkpoint.IMAGE_PREFIX, "adapter.projector."):
         assert any(name.startswith(prefix) for name in frozen) and not any(name.startswith(prefix) for name in learns)
     assert all(torch.equal(before[name], after[name]) for name in frozen)
+
+
+def test_a_decoder_goes_on_learning_and_the_latents_stay(config, tmp_path, monkeypatch):
+    """Of a pair of files the decoder alone changes, and only one that fits the pair's encoder is put into it."""
+    from magdiff_core.host import own_checkpoint
+    from magdiff_core.train import autoencoder, diffusion, export
+
+    def not_now(*_):
+        raise AssertionError("latents must stay as they are")
+
+    monkeypatch.setattr(autoencoder, "measure", lambda *_, **__: {})
+    pair, out, merged = (tmp_path / name for name in ("pair", "out", "merged"))
+    stage = diffusion.Stage(config, seed=4)
+    export.write_files(pair, *stage.state_dicts({}), config, stage.adapter_config)
+    with monkeypatch.context() as patch:
+        patch.setattr(autoencoder, "standardise", not_now)
+        autoencoder.run(out, steps=3, batch=2, rate=0.3, config=config["autoencoder"], start_from=pair)
+    export.put_decoder(merged, pair, out / "autoencoder.pt", config)
+
+    before, after = export.read_files(pair), export.read_files(merged)
+    assert all(torch.equal(value, after[1][name]) for name, value in before[1].items()) and before[1].keys() == after[1].keys()
+    assert before[0].keys() == after[0].keys()
+    changed = {name for name, value in before[0].items() if not torch.equal(value, after[0][name])}
+    decoder = tuple(own_checkpoint.VAE_PREFIX + part for part in ("decoder.", "post_quant_conv."))
+    assert changed == {name for name in before[0] if name.startswith(decoder)}
+    for name in (export.CHECKPOINT_NAME, export.ADAPTER_NAME):
+        with safe_open(merged / name, "pt") as written, safe_open(pair / name, "pt") as given:
+            assert written.metadata() == given.metadata()
+
+    monkeypatch.setattr(autoencoder, "standardise", lambda *_: None)
+    autoencoder.run(tmp_path / "other", steps=1, batch=2, seed=9, config=config["autoencoder"])
+    with pytest.raises(ValueError, match=r"another encoder .*autoencoder --start-from"):
+        export.put_decoder(merged, pair, tmp_path / "other" / "autoencoder.pt", config)
 
 
 class Recording(Engine):

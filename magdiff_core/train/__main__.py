@@ -27,6 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS") or 1))
         command.add_argument("--resume", action="store_true", help="go on from the state in --out")
+        if name == "autoencoder":
+            command.add_argument(
+                "--start-from", type=Path, help="folder with two model files, whose decoder alone goes on learning"
+            )
         if name == "diffusion":
             command.add_argument("--autoencoder", type=Path, help="autoencoder.pt of the first stage")
             command.add_argument("--encoder", type=Path, help="subject_encoder.pt of its stage")
@@ -42,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--autoencoder", type=Path, help="autoencoder.pt; untrained when left out")
     command.add_argument("--encoder", type=Path, help="subject_encoder.pt; untrained when left out")
     command.add_argument("--diffusion", type=Path, help="state.pt of the last stage; untrained when left out")
+    command.add_argument("--start-from", type=Path, help="two model files, of which --autoencoder replaces the decoder")
     adapter_command.add_arguments(commands.add_parser("adapter", help="an adapter for any base, on your own clips"))
     parsed = parser.parse_args(arguments)
     options = vars(parsed)
@@ -57,7 +62,12 @@ def main(arguments: list[str] | None = None) -> None:
     if command == "export":
         from . import export
 
-        export.run(options["out"], options["autoencoder"], options["encoder"], options["diffusion"])
+        if options["start_from"]:
+            if not options["autoencoder"] or options["encoder"] or options["diffusion"]:
+                parser.error("export --start-from goes with --autoencoder alone")
+            export.put_decoder(options["out"], options["start_from"], options["autoencoder"])
+        else:
+            export.run(options["out"], options["autoencoder"], options["encoder"], options["diffusion"])
         return
     torch.set_num_threads(options.pop("threads"))
     options["folder"] = options.pop("out")

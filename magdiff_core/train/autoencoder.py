@@ -16,6 +16,7 @@ from torch import autocast
 from ..data import procedural
 from ..host import own_checkpoint
 from .checkpoint import MovingAverage, load_state, save_state
+from .export import read_files
 from .loop import Schedule, train
 
 logger = logging.getLogger("magdiff")
@@ -97,8 +98,12 @@ def run(
     seed: int = 0,
     resume: bool = False,
     config: dict | None = None,
+    start_from: Path | None = None,
 ) -> dict[str, float]:
     """Trains the autoencoder; writes `autoencoder.pt` (averaged, standardised) into `folder` at each save.
+
+    `start_from`: folder with the two model files, whose decoder alone goes on learning. So the latents stay as they are, and
+    `export` can put the decoder back to the UNet that was trained on them.
 
     Returns:
         The measurements of the last one.
@@ -106,7 +111,11 @@ def run(
     torch.manual_seed(seed)
     config = config or own_checkpoint.MINI_CONFIG["autoencoder"]
     autoencoder = own_checkpoint.build_autoencoder(config).requires_grad_(True)
-    parameters = dict(autoencoder.named_parameters())
+    if start_from is not None:
+        autoencoder.load_state_dict(weights_of_files(start_from))
+        for part in (autoencoder.encoder, autoencoder.quant_conv):
+            part.requires_grad_(False)
+    parameters = {name: value for name, value in autoencoder.named_parameters() if value.requires_grad}
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
         source, subject_mask = pictures(batch, generator)
@@ -122,8 +131,9 @@ def run(
 
     def export(average: MovingAverage, step: int) -> None:
         copy = own_checkpoint.build_autoencoder(config)
-        copy.load_state_dict({**copy.state_dict(), **average.values})
-        standardise(copy)
+        copy.load_state_dict({**autoencoder.state_dict(), **average.values})
+        if start_from is None:
+            standardise(copy)
         measured.update(measure(copy), step=step)
         logger.info("autoencoder at step %d: %s", step, measured)
         save_state(folder / "autoencoder.pt", {"weights": copy.state_dict(), "measured": dict(measured)})
@@ -133,10 +143,14 @@ def run(
     return measured
 
 
+def weights_of_files(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of the autoencoder in a pair of model files. Raises OSError where one is missing."""
+    prefix = own_checkpoint.VAE_PREFIX
+    return {name.removeprefix(prefix): value for name, value in read_files(folder)[0].items() if name.startswith(prefix)}
+
+
 def load(file: Path, config: dict | None = None) -> torch.nn.Module:
     """The autoencoder that `run` wrote, frozen."""
     autoencoder = own_checkpoint.build_autoencoder(config or own_checkpoint.MINI_CONFIG["autoencoder"])
     autoencoder.load_state_dict(load_state(file)["weights"])
     return autoencoder.requires_grad_(False).eval()
-
-
