@@ -302,6 +302,7 @@ def test_a_group_of_token_clips_differs_in_the_look_alone_and_no_prompt_names_it
     assert len(set(spec.colour.tolist())) == len(procedural.COLOURS)
     assert not procedural.held_out_subject(spec.shape, spec.colour).any()
     assert not (spec.background_colour == spec.colour).any() and not (spec.background_colour == spec.second_colour).any()
+    assert (spec.centre == procedural.SIZE / 2).all()
     looks = {*procedural.TEXTURES, *(procedural.COLOURS[int(i)] for i in spec.colour)}
     prompts = batches.draw_prompts(spec, torch.Generator().manual_seed(4), shape_only=True)
     for prompt, ground in zip(prompts, spec.background_colour):
@@ -371,6 +372,66 @@ def test_rim_of_the_reference_does_not_show_the_clip_s_own_background(comfy_sess
     changed = spec.replace(background_colour=(spec.background_colour + torch.tensor([1, 0])) % 12)
     before, after = (batches.reference_pictures(each, torch.Generator().manual_seed(6)) for each in (spec, changed))
     assert torch.equal(before[0], after[0])
+
+
+def test_a_hole_for_another_subject_is_wider_than_the_one_that_comes_in(config, autoencoder_file, monkeypatch):
+    from magdiff_core.data import procedural
+    from magdiff_core.train import autoencoder, batches
+
+    dot = torch.zeros(1, 1, 9, 9)
+    dot[0, 0, 4, 4] = 1
+    assert torch.equal(batches.widened(dot, 0), dot)
+    square = torch.zeros(9, 9)
+    square[2:7, 2:7] = 1
+    assert torch.equal(batches.widened(dot, 2)[0, 0], square)
+
+    encoder = autoencoder.load(autoencoder_file, config["autoencoder"])
+    black = list(batches.encode_pyramid(encoder, torch.zeros(1, 1, 64, 64, 3), (16, 16)))
+    monkeypatch.setattr(batches, "INVERSE_EDIT", 1.0)
+    monkeypatch.setattr(batches, "HOLE_MARGINS", (4,))
+    specs = []
+    sample = procedural.sample
+    monkeypatch.setattr(procedural, "sample", lambda *given: specs.append(sample(*given)) or specs[-1])
+    drawn = batches.draw_batch(encoder, 2, torch.Generator().manual_seed(1), black, batches.EDIT)
+    frames, subject_mask = procedural.render(specs[0])
+    hole = batches.widened(subject_mask, 4)
+    pictures = drawn.pictures[:, :-1]
+    assert not pictures[hole == 1].any() and torch.equal(pictures[hole == 0], frames[hole == 0])
+    assert (hole - subject_mask).sum() > 100
+
+
+def test_what_all_pictures_share_is_found(comfy_session, monkeypatch):
+    from magdiff_core.train import image_stream
+
+    shared, black, own = torch.eye(4)[:3]
+
+    def tokens_of(_, pictures):
+        if not pictures.any():
+            return black.expand(len(pictures), 2, 4)
+        side = 1 - 2 * (torch.arange(len(pictures)) % 2)
+        return shared + side[:, None, None] * own.expand(len(pictures), 2, 4)
+
+    monkeypatch.setattr(image_stream, "encode_pictures", tokens_of)
+    projection = image_stream.own_directions(None, torch.nn.Identity(), count=8)
+    assert torch.allclose(projection, torch.diag(torch.tensor([0.0, 0.0, 1.0, 1.0])), atol=1e-6)
+
+
+def test_image_streams_start_loud_along_the_given_directions_alone(config, monkeypatch):
+    from magdiff_core.train import diffusion, image_stream
+
+    stage = diffusion.Stage(config, seed=7)
+    adapter = stage.training.adapter
+    own = torch.zeros(32, 32)
+    own[5, 5] = 1
+    monkeypatch.setattr(image_stream, "own_directions", lambda *_: own)
+    streams = [adapter.apa.find(site) for site in adapter.apa.sites]
+    before = {s: [layer.weight.detach().clone() for layer in (s.to_k_image, s.to_v_image)] for s in streams}
+    image_stream.start_loud(stage.loaded, adapter)
+    for stream, weights in before.items():
+        for layer, weight, gain in zip((stream.to_k_image, stream.to_v_image), weights, (2.0, 16.0)):
+            added = layer.weight.detach() - weight
+            assert not added[:, torch.arange(32) != 5].any()
+            assert float(added[:, 5].std()) == pytest.approx(gain * 32**-0.5, rel=0.35)
 
 
 def test_training_sees_what_the_sampler_sees(config, autoencoder_file):

@@ -18,7 +18,8 @@ PLAIN = "plain"
 """No subject at all: text-to-video."""
 TOKENS = "tokens"
 """Image tokens without subject latents, so that the tokens have to carry the subject. In groups of clips (`GROUP`) with one
-scene, pose, motion and noise, but subjects of other looks, and prompts that name only their shape."""
+scene, pose, motion and noise, but subjects of other looks, and prompts that name only their shape. They begin in the middle:
+where there is only noise to see, a look is worth nothing to a model that does not know where to paint it."""
 LATENTS = "latents"
 """Subject latents without image tokens."""
 EDIT = "edit"
@@ -28,7 +29,7 @@ MOTION = "motion"
 """As GENERATE, in groups of clips (`GROUP`) that differ in the motion alone, noise included, so that only the motion's word
 can tell them apart. Measured: after 3200 steps without them the word had no effect at all; with them it has one within 125."""
 
-KINDS = ((PLAIN, 0.04), (TOKENS, 0.1), (LATENTS, 0.02), (EDIT, 0.36), (MOTION, 0.13), (GENERATE, 0.35))
+KINDS = ((PLAIN, 0.04), (TOKENS, 0.1), (LATENTS, 0.02), (EDIT, 0.42), (MOTION, 0.12), (GENERATE, 0.3))
 GROUP = 4
 DIRECTIONS = 4
 """The first of `procedural.MOTIONS`."""
@@ -44,7 +45,11 @@ UNKNOWN_WORD = 0.01
 UNKNOWN_WORD_TEXT = "something"
 """Not in the vocabulary, so it becomes the unknown word."""
 OTHER_POSE = 0.5
-INVERSE_EDIT = 0.25
+TOKENS_RADIUS = 16.0
+INVERSE_EDIT = 0.35
+"""Share of `EDIT` batches' clips that keep the background and paint the subject that the prompt names into a hole."""
+HOLE_MARGINS = (0, 2, 4, 8)
+"""Pixels that the hole is wider than the subject that comes into it: it was another subject's."""
 
 
 @dataclass
@@ -154,9 +159,16 @@ def draw_clips(count: int, generator: torch.Generator, kind: str) -> procedural.
     unseen = (other.colour == spec.background_colour) | (other.second_colour == spec.background_colour)
     jitter = torch.cat([other.colour_jitter[:, :2], spec.colour_jitter[:, 2:]], 1)
     looks = {name: getattr(other, name) for name in LOOK} | {"colour_jitter": jitter}
-    return spec.replace(**{
+    looks = {
         name: torch.where(unseen.view(-1, *[1] * (look.ndim - 1)), getattr(spec, name), look) for name, look in looks.items()
-    })  # fmt: skip
+    }
+    middle, radius = torch.full_like(spec.centre, procedural.SIZE / 2), torch.full_like(spec.radius, TOKENS_RADIUS)
+    return spec.replace(**looks, centre=middle, radius=radius)
+
+
+def widened(subject_mask: Tensor, margin: int) -> Tensor:
+    """`[B, F, H, W]` with `margin` more pixels on all sides."""
+    return torch.nn.functional.max_pool2d(subject_mask, 2 * margin + 1, 1, margin)
 
 
 def loss_weight(subject_share: Tensor, kind: str) -> Tensor:
@@ -215,7 +227,9 @@ def draw_batch(
         return Batch(kind, latents, prompts, weight, None, None)
     if kind == EDIT:
         inverse = torch.rand(count, 1, 1, 1, 1, generator=generator) < INVERSE_EDIT
-        pictures = torch.where(inverse, frames * (1 - opacity), cut_out(subject, subject_mask, behind.roll(1, 0)))
+        hole = widened(subject_mask, HOLE_MARGINS[int(torch.randint(len(HOLE_MARGINS), (1,), generator=generator))])
+        kept = frames * (1 - hole[..., None])
+        pictures = torch.where(inverse, kept, cut_out(subject, subject_mask, behind.roll(1, 0)))
         if not alignments.sda:
             pictures = frames
     else:

@@ -20,7 +20,7 @@ from ..host.conds import GENERATE as GENERATE_MODE
 from ..host.conds import SubjectLatents, SubjectTokens
 from ..host.training import TrainingModel, encode_pictures, encode_text, token_ids
 from . import autoencoder as autoencoder_stage
-from . import subject_encoder
+from . import image_stream, subject_encoder
 from .alignments import ALL, Alignments
 from .batches import EDIT, GENERATE, MOTION, PROMPTS, TOKENS, Batch, BatchSource, draw_batch, encode_pyramid
 from .checkpoint import MovingAverage
@@ -109,6 +109,7 @@ class Stage:
             self._hold_alphas(*alphas)
         if encoder is not None:
             subject_encoder.put(encoder, self.modules[own_checkpoint.IMAGE_PREFIX], self.training.adapter.projector)
+            image_stream.start_loud(self.loaded, self.training.adapter)
 
     def _hold_alphas(self, text: float, image: float) -> None:
         streams = self.training.adapter.apa
