@@ -206,7 +206,7 @@ def test_tables_compare_each_variant_with_the_same_seeds_and_clips():
         ["", "nearest of 8", "training loss"],
         ["alphas_1_1", "50 ± 50 ± 0", "0.4000 ± 0.1000"],
         ["trained", "100 ± 0 ± 0", "0.3000 ± 0.1000"],
-        ["alphas_1_1 − trained", "-50 ± 50 ± 0", "+0.1000 ± 0.0000"],
+        ["alphas_1_1 - trained", "-50 ± 50 ± 0", "+0.1000 ± 0.0000"],
     ]
     assert table.alphas(results)[1] == ["alphas_1_1, seed 0", "0.50, 0.25"]
     assert table.markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

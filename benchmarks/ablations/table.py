@@ -45,7 +45,7 @@ def compare(study: Study, results: Results, mode: str) -> list[list[str]]:
         for variant in present:
             if variant != study.against:
                 apart = {name: difference(values(variant, name), values(study.against, name)) for name in names}
-                lines.append([f"{variant} − {study.against}", *(cell(apart[name], name, signed=True) for name in names)])
+                lines.append([f"{variant} - {study.against}", *(cell(apart[name], name, signed=True) for name in names)])
     return lines
 
 
