@@ -138,6 +138,14 @@ def test_comfy_test_lint_is_clean(checkout):
     assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout + done.stderr
 
 
+def test_code_holds_only_letters_that_every_windows_console_shows():
+    """The one rule of that linter that is easily broken, also where the linter is not installed."""
+    for name in project_files():
+        if name.suffix == ".py":
+            for number, line in enumerate((ROOT / name).read_text("utf-8").splitlines(), 1):
+                assert line.encode("cp1252", "replace").decode("cp1252") == line, f"{name.as_posix()}, line {number}"
+
+
 @pytest.fixture(scope="module")
 def archive(checkout, comfy) -> Path:
     done = run_tool(checkout, comfy, "--skip-prompt", "node", "pack")
