@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 
 from benchmarks.pack_nodes import call_node
 from magdiff_core.alignment.apa import ADAPTIVE
@@ -100,7 +100,7 @@ class Pipeline:
             pyramid_strength: strength in Apply MagDiff Adapter.
         """
         height, width = pictures.shape[1:3]
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.inference_mode(), autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             model = self._ours("MagDiffApplyAdapter", model=self.base_model, adapter=ADAPTER, pyramid_strength=pyramid_strength)[0]
             subject = pictures
             if subject_mask is not None:
