@@ -135,6 +135,17 @@ def test_an_adapter_is_never_half_written(options, tmp_path, no_samples, monkeyp
     ]  # fmt: skip
 
 
+def test_what_killed_runs_left_half_written_is_removed(options, no_samples):
+    """A process that is killed while it saves cannot tidy up; eight gigabytes each time would fill the disk."""
+    options.folder.mkdir()
+    remains = [options.folder / f".{name}.123.part" for name in ("state.pt", "adapter.safetensors")]
+    others = [options.folder / name for name in (".state.pt.part.txt", ".notes.123.part")]
+    for file in remains + others:
+        file.write_bytes(b"half")
+    run(options, steps=1)
+    assert not any(file.exists() for file in remains) and all(file.exists() for file in others)
+
+
 def test_a_full_disk_stops_in_words_and_keeps_the_last_state(options, no_samples):
     run(options, steps=2)
     before = load_state(options.folder / "state.pt")

@@ -19,7 +19,7 @@ from .adapter_batches import ClipBatch, ClipBatches
 from .adapter_cache import ClipCache, load
 from .adapter_samples import SampleClip, sample_sheet, save_picture
 from .adapter_stage import MAGDIFF, AdapterStage
-from .checkpoint import MovingAverage, write_atomically
+from .checkpoint import MovingAverage, remove_remains, write_atomically
 from .engine import Engine
 from .loop import Schedule, train
 
@@ -160,6 +160,8 @@ def _train(
     base_id: str,
 ) -> Path:
     device = engine.device
+    if engine.first:
+        remove_remains(options.path)
     files, _ = cache.usable(clips)
     common = load(cache.common_file())
     batches = ClipBatches(files, common["text"], options.batch // options.accumulate, options.seed, engine.rank, engine.processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -42,6 +43,13 @@ def write_atomically(path: str | os.PathLike, write) -> None:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_remains(path: Path) -> None:
+    """Deletes what killed processes left of `write_atomically(path, ...)`: each may be as large as the file. Only for files that no
+    other process writes now."""
+    for remains in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        remains.unlink(missing_ok=True)
 
 
 def save_state(path: str | os.PathLike, state: dict) -> None:

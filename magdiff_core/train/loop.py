@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import MovingAverage, disk_errors_named, load_state, save_state
+from .checkpoint import MovingAverage, disk_errors_named, load_state, remove_remains, save_state
 from .engine import Engine
 
 logger = logging.getLogger("magdiff")
@@ -91,6 +91,8 @@ def train(
     engine = engine or Engine()
     folder.mkdir(parents=True, exist_ok=True)
     state_file = folder / "state.pt"
+    if engine.first:
+        remove_remains(state_file)
     matrices = [value for value in parameters.values() if value.ndim > 1]
     vectors = [value for value in parameters.values() if value.ndim <= 1]
     optimizer = torch.optim.AdamW(
