@@ -244,23 +244,20 @@ def run_photos(client: ComfyClient, object_info: dict) -> list[SheetRow]:
     return rows
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--server", required=True, help="address of a ComfyUI with this pack")
-    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    client, started = ComfyClient(options.server), time.monotonic()
+def run(client: ComfyClient, out: Path) -> int:
+    """Makes and shows everything in the folder `out`; returns the exit status."""
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     lines, results, rows, failures = [], {}, [], []
     try:
         object_info = client.object_info()
     except OSError as error:
-        say(f"error: no ComfyUI answers at {options.server}: {error}")
+        say(f"error: no ComfyUI answers at {client.url}: {error}")
         return 1
     try:
         check_models(object_info)
         for name in EXAMPLES:
-            made = run_example(client, object_info, name, options.out)
+            made = run_example(client, object_info, name, out)
             text, results[name], words = report(name, made)
             lines += [*text, ""]
             cut = made.source[0] * made.subject_mask[0, ..., None]
@@ -278,16 +275,27 @@ def main() -> int:
     except (DemoError, OSError) as error:
         failures.append(str(error))
     if rows:
-        draw_sheet(rows, options.out / "sheet.png")
-    (options.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+        draw_sheet(rows, out / "sheet.png")
+    (out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     say(f"\nMeasured on the clips, {time.monotonic() - started:.0f} s in all:\n")
     for line in lines:
         say(line)
-    for file in sorted(options.out.iterdir()):
+    for file in sorted(out.iterdir()):
         say(f"  {file}")
     for failure in failures:
         say(f"\nerror: {failure}")
     return 1 if failures else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--server", required=True, help="address of a ComfyUI with this pack")
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo")
+    options = parser.parse_args()
+    try:
+        return run(ComfyClient(options.server), options.out)
+    except KeyboardInterrupt:
+        return 130  # whoever started this says so
 
 
 if __name__ == "__main__":

@@ -72,3 +72,12 @@ def test_no_server_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["demo", "--server", "http://127.0.0.1:9", "--out", str(tmp_path)])
     assert demo.main() == 1
     assert "no ComfyUI answers at http://127.0.0.1:9" in capsys.readouterr().out
+
+
+def test_ctrl_c_shows_no_traceback(tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.ComfyClient, "object_info", interrupted)
+    monkeypatch.setattr(sys, "argv", ["demo", "--server", "http://127.0.0.1:9", "--out", str(tmp_path)])
+    assert demo.main() == 130
