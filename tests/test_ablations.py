@@ -210,3 +210,44 @@ def test_tables_compare_each_variant_with_the_same_seeds_and_clips():
     ]
     assert table.alphas(results)[1] == ["alphas_1_1, seed 0", "0.50, 0.25"]
     assert table.markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_the_command_trains_and_measures_what_is_missing_and_nothing_twice(comfy_session, tmp_path, monkeypatch, capsys):
+    from benchmarks.ablations import __main__ as command
+    from magdiff_core.train import diffusion
+    from magdiff_core.train.checkpoint import save_state
+
+    trained, measured = [], []
+
+    def train(folder, steps, seed, alignments, **_):
+        trained.append((folder.parent.name, seed, alignments.alphas))
+        folder.mkdir(parents=True)
+        for name in ("magdiff-mini.safetensors", "magdiff-mini-adapter.safetensors"):
+            (folder / name).touch()
+        save_state(folder / "state.pt", {"step": steps, "smooth": 0.5 + seed})
+
+    def evaluate(folder, cases, alignments, edits, shown, seed, **sampling):
+        measured.append(folder.parent.name)
+        clips = torch.zeros(len(cases), 8, 64, 64, 3, dtype=torch.uint8)
+        return {"alphas": {"middle": [0.5, 0.5]}, "generate": {"nearest": [1.0] * len(cases)}}, {"generate": clips}
+
+    monkeypatch.setattr(diffusion, "run", train)
+    monkeypatch.setattr(command, "evaluate", evaluate)
+    arguments = ["ablations", "alphas", "--out", str(tmp_path), "--clips", "2", "--steps", "4"]
+
+    def run(*more):
+        trained.clear(), measured.clear()
+        monkeypatch.setattr("sys.argv", [*arguments, *more])
+        return command.main()
+
+    assert run() == 2 and "add --train" in capsys.readouterr().err
+    assert run("--train") == 0
+    assert trained == [("alphas_1_1", 0, (1.0, 1.0)), ("alphas_0.3_0.7", 0, (0.3, 0.7)), ("alphas_0.5_0.5", 0, (0.5, 0.5)),
+                       ("alphas_0.7_0.3", 0, (0.7, 0.3)), ("trained", 0, None)]  # fmt: skip
+    assert len(measured) == 5
+    assert run("--train", "--seeds", "2") == 0
+    assert [seed for _, seed, _ in trained] == [1] * 5 and len(measured) == 5
+    assert "| trained | 100 ± 0 ± 0 | 1.0000 ± 0.5000 |" in (tmp_path / "table.md").read_text("utf-8")
+    assert run("--seeds", "2") == 0 and not trained and not measured
+    assert run("--sampling-steps", "3") == 0 and not trained and len(measured) == 5
+    assert (tmp_path / "sheet.png").is_file()
