@@ -116,4 +116,4 @@ def draw_heat_maps(rows: Sequence[Sequence[HeatMap]], strips: Sequence[Strip], c
     for number, line in enumerate(caption):
         canvas.text(GAP, top + 18 * number, line, 13, PALE)
     file.parent.mkdir(parents=True, exist_ok=True)
-    canvas.smaller().save(file)
+    canvas.smaller().save(file, optimize=True)

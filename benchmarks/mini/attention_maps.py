@@ -164,7 +164,7 @@ def draw(cases: Sequence[Case], columns: dict[str, Sequence[Seen]], caption: Seq
     for number, line in enumerate(caption):
         canvas.text(12, 34 + drawn * tall + 18 * number, line, 13, PALE)
     file.parent.mkdir(parents=True, exist_ok=True)
-    canvas.smaller().save(file)
+    canvas.smaller().save(file, optimize=True)
 
 
 def _describe(name: str, table: dict[str, dict]) -> str:

@@ -18,6 +18,7 @@ class Canvas:
     def __init__(self, width: int, height: int) -> None:
         self.image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
         self.draw = ImageDraw.Draw(self.image)
+        self.pictures: list[tuple[Image.Image, tuple[int, int]]] = []
 
     def line(self, points: list[tuple[float, float]], colour: str, thickness: float = 1.0) -> None:
         scaled = [(x * SCALE, y * SCALE) for x, y in points]
@@ -42,13 +43,15 @@ class Canvas:
         self.image.paste(label, (round(x * SCALE - label.width / 2), round(y * SCALE - label.height / 2)))
 
     def picture(self, x: float, y: float, picture: Image.Image) -> None:
-        """A picture of the finished size, its upper left corner at the place; small pixels stay sharp."""
-        larger = picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST)
-        self.image.paste(larger, (round(x * SCALE), round(y * SCALE)))
+        """A picture, its upper left corner at the place; it lies above everything else, with its pixels as they are."""
+        self.pictures.append((picture, (round(x), round(y))))
 
     def smaller(self) -> Image.Image:
         """The finished picture."""
-        return self.image.resize((self.image.width // SCALE, self.image.height // SCALE), Image.Resampling.LANCZOS)
+        smaller = self.image.resize((self.image.width // SCALE, self.image.height // SCALE), Image.Resampling.LANCZOS)
+        for picture, place in self.pictures:
+            smaller.paste(picture, place)
+        return smaller
 
     def finished(self) -> Tensor:
         """The finished picture as IMAGE `[1, H, W, 3]` in 0..1."""
