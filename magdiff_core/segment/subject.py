@@ -18,8 +18,7 @@ from .track import RefineFrame, Track, follow
 log = logging.getLogger("magdiff")
 
 LARGEST_SHARE = 0.95
-"""Above this share of a picture a mask that was made here says that the subject was not found. One that the user gave may leave
-a small hole: it keeps everything but a small subject, which is to be replaced."""
+"""Above this share of a picture a mask says that the subject was not found."""
 
 WAY_OUT = (
     "Put a box around the subject (box_width and box_height, or a box input), add positive_points on it, wire a mask "
@@ -80,24 +79,24 @@ def _hold(given: Mapping[int, torch.Tensor], frames: int) -> Track:
     return Track(masks, torch.ones(frames), tuple(order))
 
 
-def _is_full(masks: torch.Tensor, given: bool) -> torch.Tensor:
-    """`[F]` bool: which masks `[F, H, W]` hold nothing but subject. `given`: as the user drew them."""
-    shares, pixels = masks.flatten(1).mean(1), masks.shape[1] * masks.shape[2]
-    return shares > (1 - 1 / pixels if given else LARGEST_SHARE)
+def _full(masks: torch.Tensor, limit: float) -> torch.Tensor:
+    """`[F]` bool: which masks `[F, H, W]` cover more than this share of their frame."""
+    return masks.flatten(1).mean(1) > limit
 
 
 def _complain(masks: torch.Tensor, given: bool) -> None:
-    """Raise when masks hold no subject, or nothing but subject."""
+    """Raise when masks hold no subject, or nearly nothing but subject."""
     shares = masks.flatten(1).mean(1)
     pixels = masks.shape[1] * masks.shape[2]
     if bool((shares * pixels < 1).all()):
         raise ValueError(f"no subject was found: the mask is empty in {_frames_text(masks.shape[0])}. {WAY_OUT}")
-    full = torch.nonzero(_is_full(masks, given)).flatten().tolist()
+    full = int(_full(masks, LARGEST_SHARE).sum())
     if full:
+        hole = " A subject_mask that leaves a small hole on purpose is then taken as it is." if given else ""
         raise ValueError(
             f"the subject covers {100 * float(shares.max()):.1f} % of the picture (frame {int(shares.argmax())}; "
-            f"{len(full)} of {masks.shape[0]} frames are over {100 * LARGEST_SHARE:.0f} %), so it was not told apart "
-            f"from the background. {WAY_OUT}"
+            f"{full} of {masks.shape[0]} frames are over {100 * LARGEST_SHARE:.0f} %), so it was not told apart "
+            f"from the background. {WAY_OUT}{hole}"
         )
 
 
@@ -145,15 +144,15 @@ def segment_subject(
         grow: radius in pixels, negative shrinks.
         feather: width of the soft edge in pixels.
         fill: fill every hole.
-        whole_frame_if_none: where the subject was not found the whole picture is the subject (MagDiff supplement D).
+        whole_frame_if_none: where the subject was not found the whole picture is the subject (MagDiff supplement D). A mask
+            over 95 % that the user gave for every frame stays as it is, if it leaves a pixel: it keeps all but a small subject.
         each_frame: called after each followed frame.
 
     Returns:
         The track and whether masks were followed from frame to frame (else its confidence says nothing).
 
     Raises:
-        ValueError: empty mask; mask over 95 % of a frame, or all of it where the user gave it (both unless
-            `whole_frame_if_none`).
+        ValueError: empty mask; mask over 95 % of a frame (both unless `whole_frame_if_none`).
     """
     track, followed = _collect(images, request, method, each_frame)
     masks = track.subject_mask
@@ -163,7 +162,7 @@ def segment_subject(
         if bool((shares * masks[0].numel() < 1).all()):
             log.info("no subject was found: the whole frame is the subject.")
             return Track(torch.ones_like(masks), track.confidence, track.given), False
-        full = _is_full(masks, given)
+        full = _full(masks, 1 - 1 / masks[0].numel() if given else LARGEST_SHARE)
         if bool(full.any()):
             log.info("no background was found in %d frames: there the whole frame is the subject.", int(full.sum()))
             masks = torch.where(full[:, None, None], torch.ones_like(masks), masks)
