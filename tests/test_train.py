@@ -357,6 +357,15 @@ def test_reference_is_the_first_frame_or_the_subject_elsewhere(comfy_session):
     outside = subject_mask[same][:, 0] == 0
     assert not pictures[same][outside].any()
 
+    grouped = batches.draw_clips(80, torch.Generator().manual_seed(5), batches.MOTION)
+    pictures = batches.reference_pictures(grouped, torch.Generator().manual_seed(6), group=batches.GROUP)[:, 0]
+    frames, subject_mask = procedural.render(grouped, frames=1)
+    inside = subject_mask[:, 0] == 1
+    same = ((pictures - frames[:, 0]).abs().amax(-1) * inside).amax((1, 2)) < 1e-5
+    assert 0.2 < float(same.float().mean()) < 0.8
+    groups = pictures.unflatten(0, (-1, batches.GROUP))
+    assert torch.equal(groups, groups[:, :1].expand_as(groups))
+
 
 def test_rim_of_the_reference_does_not_show_the_clip_s_own_background(comfy_session):
     from magdiff_core.data import procedural

@@ -45,6 +45,7 @@ UNKNOWN_WORD = 0.01
 UNKNOWN_WORD_TEXT = "something"
 """Not in the vocabulary, so it becomes the unknown word."""
 OTHER_POSE = 0.5
+"""Share of the references that show the subject in another pose than the clip does, so that image tokens matter."""
 TOKENS_RADIUS = 16.0
 INVERSE_EDIT = 0.35
 """Share of `EDIT` batches' clips that keep the background and paint the subject that the prompt names into a hole."""
@@ -120,12 +121,14 @@ def reference_pictures(
 ) -> Tensor:
     """Subject on black `[B, 1, 64, 64, 3]`: frame 0 of the clip, or in `other_pose` of the cases the same subject elsewhere.
 
-    Without SDA it stands on the clip's own background.
+    Each `group` neighbours, whose own pose is the same, share the other one too. Without SDA they stand on the clip's background.
     """
-    moved = torch.rand(len(spec), generator=generator) < other_pose
-    other = procedural.other_pose(spec, generator)
+    first = spec.select(slice(None, None, group))
+    moved = torch.rand(len(first), generator=generator) < other_pose
+    other = procedural.other_pose(first, generator)
+    shown = torch.where(moved, len(first), 0) + torch.arange(len(first))
     pose = {
-        name: torch.where(moved.reshape(-1, *[1] * (getattr(spec, name).ndim - 1)), getattr(other, name), getattr(spec, name))
+        name: torch.cat([getattr(first, name), getattr(other, name)])[shown].repeat_interleave(group, 0)[: len(spec)]
         for name in ("centre", "radius", "rotation")
     }
     posed = spec.replace(**pose)
@@ -233,7 +236,7 @@ def draw_batch(
         if not alignments.sda:
             pictures = frames
     else:
-        pictures = reference_pictures(spec, generator, 0.0 if kind == MOTION else OTHER_POSE, group, alignments)
+        pictures = reference_pictures(spec, generator, OTHER_POSE, group, alignments)
     pyramid = None
     if kind != TOKENS and alignments.hfa:
         pyramid = encode_pyramid(autoencoder, pictures, tuple(latents.shape[-2:]))
