@@ -2,7 +2,7 @@
 
     python dev.py run -m benchmarks.ablations {alignments,alphas} --out DIR [--train --steps N] [--seeds N] [--clips N]
 
-alignments: without SDA, APA and HFA (Table 5). alphas: weights of text and image held or trained (Tables 6 and 7).
+alignments: without SDA, APA, HFA (Table 5). alphas: weights of text and image held or trained (Tables 6 and 7).
 
 --train: every variant goes on from the shipped pair (or --start-from), all with the same steps and seeds. Each training lies
 in DIR/VARIANT/seedN. What is finished is skipped, so a run that was stopped goes on where it was. Without --train the
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.mini.cases import Case, make_cases
-from benchmarks.mini.pipeline import ADAPTER, GENERATE, MissingModel, check_models
+from benchmarks.mini.pipeline import ADAPTER, MissingModel, check_models
 from magdiff_core.host import session
 from magdiff_core.train.checkpoint import load_state
 
@@ -106,7 +106,7 @@ def main() -> int:
     study = STUDIES[options.study]
     cases = make_cases(options.clips, options.case_seed)
     results: table.Results = {}
-    clips: dict[str, torch.Tensor] = {}
+    clips: dict[str, dict[str, torch.Tensor]] = {}
     for seed in range(options.seeds):
         for variant in study.variants:
             folder = options.out / variant / f"seed{seed}"
@@ -118,7 +118,7 @@ def main() -> int:
                 continue
             measured, made = measure(study, variant, folder, cases, options)
             results.setdefault(variant, []).append(measured)
-            clips.setdefault(variant, made[GENERATE])
+            clips.setdefault(variant, made)
     if not results:
         print(f"error: {options.out} holds no trained variant of {list(study.variants)}: add --train", file=sys.stderr)
         return 2

@@ -14,14 +14,15 @@ EVERY = 2
 """Frames from one shown to the next."""
 
 
-def draw(cases: Sequence[Case], clips: Mapping[str, Tensor], file: Path) -> None:
-    """Writes the sheet: for each case its prompt and a row a variant, the whole reference picture first.
+def draw(cases: Sequence[Case], clips: Mapping[str, Mapping[str, Tensor]], file: Path) -> None:
+    """Writes the sheet: for each case its prompt and a row a variant, with the whole reference picture and every second frame.
 
-    `clips`: of each variant uint8 `[at least as many as cases, F, 64, 64, 3]`.
+    `clips`: of each variant, by mode (generated, then edited), uint8 `[at least as many as cases, F, 64, 64, 3]`.
     """
     rows = []
     for index, case in enumerate(cases):
         rows.append(SheetRow(None, [], case.prompt))
         for variant, made in clips.items():
-            rows.append(SheetRow(case.source[0], made[index, ::EVERY].float() / 255, variant))
+            frames = [frame.float() / 255 for mode in made.values() for frame in mode[index, ::EVERY]]
+            rows.append(SheetRow(case.source[0], frames, variant))
     draw_sheet(rows, file)

@@ -20,11 +20,11 @@ class Study:
 ALIGNMENTS = Study(
     "Table 5: alignments",
     {
-        "hfa": Alignments(sda=False, apa=False),
-        "apa": Alignments(sda=False, hfa=False),
-        "hfa_apa": Alignments(sda=False),
-        "hfa_sda": Alignments(apa=False),
-        "apa_sda": Alignments(hfa=False),
+        "without_sda_apa": Alignments(sda=False, apa=False),
+        "without_sda_hfa": Alignments(sda=False, hfa=False),
+        "without_sda": Alignments(sda=False),
+        "without_apa": Alignments(apa=False),
+        "without_hfa": Alignments(hfa=False),
         "all": Alignments(),
     },
     against="all",
