@@ -208,6 +208,8 @@ def test_tables_compare_each_variant_with_the_same_seeds_and_clips():
         ["trained", "100 ± 0 ± 0", "0.3000 ± 0.1000"],
         ["alphas_1_1 - trained", "-50 ± 50 ± 0", "+0.1000 ± 0.0000"],
     ]
+    results["alphas_1_1"].pop()
+    assert table.compare(ALPHAS, results, "generate")[3] == ["alphas_1_1 - trained", "-50 ± 50", "+0.1000"]
     assert table.alphas(results)[1] == ["alphas_1_1, seed 0", "0.50, 0.25"]
     assert table.markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
@@ -243,11 +245,11 @@ def test_the_command_trains_and_measures_what_is_missing_and_nothing_twice(comfy
     assert run() == 2 and "add --train" in capsys.readouterr().err
     assert run("--train") == 0
     assert trained == [("alphas_1_1", 0, (1.0, 1.0)), ("alphas_0.3_0.7", 0, (0.3, 0.7)), ("alphas_0.5_0.5", 0, (0.5, 0.5)),
-                       ("alphas_0.7_0.3", 0, (0.7, 0.3)), ("trained", 0, None)]  # fmt: skip
-    assert len(measured) == 5
+                       ("alphas_0.7_0.3", 0, (0.7, 0.3)), ("without_apa", 0, None), ("trained", 0, None)]  # fmt: skip
+    assert len(measured) == 6
     assert run("--train", "--seeds", "2") == 0
-    assert [seed for _, seed, _ in trained] == [1] * 5 and len(measured) == 5
+    assert [seed for _, seed, _ in trained] == [1] * 6 and len(measured) == 6
     assert "| trained | 100 ± 0 ± 0 | 1.0000 ± 0.5000 |" in (tmp_path / "table.md").read_text("utf-8")
     assert run("--seeds", "2") == 0 and not trained and not measured
-    assert run("--sampling-steps", "3") == 0 and not trained and len(measured) == 5
+    assert run("--sampling-steps", "3") == 0 and not trained and len(measured) == 6
     assert (tmp_path / "sheet.png").is_file()

@@ -27,7 +27,8 @@ def cell(value: Figure, name: str, signed: bool = False) -> str:
 
 
 def compare(study: Study, results: Results, mode: str) -> list[list[str]]:
-    """Head, a line a variant, and a line for its distance from `study.against` with the same seeds and clips.
+    """Head, a line a variant, and a line for its distance from `study.against` with the same seeds, as far as both have
+    them, and the same clips.
 
     The losses are comparable too: trainings with one seed see the same batches and the same noise, unless the variant changes
     what a batch holds.
@@ -44,7 +45,8 @@ def compare(study: Study, results: Results, mode: str) -> list[list[str]]:
     if study.against in present:
         for variant in present:
             if variant != study.against:
-                apart = {name: difference(values(variant, name), values(study.against, name)) for name in names}
+                both = min(len(results[variant]), len(results[study.against]))
+                apart = {name: difference(values(variant, name)[:both], values(study.against, name)[:both]) for name in names}
                 lines.append([f"{variant} - {study.against}", *(cell(apart[name], name, signed=True) for name in names)])
     return lines
 

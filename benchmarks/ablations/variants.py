@@ -37,6 +37,7 @@ ALPHAS = Study(
         "alphas_0.3_0.7": Alignments(alphas=(0.3, 0.7)),
         "alphas_0.5_0.5": Alignments(alphas=(0.5, 0.5)),
         "alphas_0.7_0.3": Alignments(alphas=(0.7, 0.3)),
+        "without_apa": Alignments(apa=False),
         "trained": Alignments(),
     },
     against="trained",
