@@ -29,13 +29,13 @@ def swept(cases):
         asked.append((point, seed))
         return case.target if point[1] else case.source
 
-    points = [*sliders.corners(), (1.0, 0.0, 1.0)]
+    points = [*sliders.corners(), (1.0, 0.0, 1.0), *sliders.tokens_alone()]
     return sliders.sweep(make, cases, 10, points, lambda done, count: None), asked
 
 
 def test_all_cells_but_the_empty_one_are_measured():
     points = sliders.points()
-    assert len(set(points)) == len(points) == len(sliders.PYRAMID) * (len(sliders.ALPHA_TEXT) * len(sliders.ALPHA_IMAGE) - 1)
+    assert len(set(points)) == len(points) == (len(sliders.ALPHA_TEXT) + 1) * len(sliders.ALPHA_IMAGE) - 1
     assert all(text or image for _, text, image in points) and set(sliders.corners()) <= set(points)
 
 
@@ -50,7 +50,7 @@ def test_what_a_cell_says(swept):
     followed, ignored = cells[1.0, 1.0, 1.0], cells[1.0, 0.0, 1.0]
     assert (followed["text_following"]["mean"], followed["nearest"]["mean"]) == (1.0, 1.0)
     assert (ignored["text_following"]["mean"], ignored["nearest"]["mean"]) == (0.0, 1.0)
-    text, subject = sliders.heat_maps(rows)[0]
+    text, subject = sliders.heat_maps(rows)
     assert text.cells[1.0, 1.0] == Cell(1.0, "100 / 100") and text.cells[0.0, 1.0] == Cell(0.0, "0 / 0")
     assert subject.cells[0.0, 1.0].share == 1.0 and (0.0, 0.0) not in subject.cells
 
@@ -69,6 +69,15 @@ def test_strip_shows_the_given_subject_and_the_corners(swept, cases):
     assert torch.equal(given.frames[0], cases[0].source[0] * cases[0].source_mask[0, ..., None])
     assert [corner.title.startswith("alpha_text 0,") for corner in corners] == [True, False, False, False]
     assert torch.equal(corners[0].frames, cases[0].source[list(sliders.SHOWN_FRAMES)])
+
+
+def test_caption_tells_what_the_maps_do_not(swept, cases):
+    rows, _ = swept
+    first, second, third = sliders.caption(rows, cases, 7)
+    assert first.startswith("2 held-out clips a cell (seed 7)") and "text 11 %, subject 12.5 %" in first
+    error = rows[0.0, 1.0, 1.0].mean("subject_rmse")
+    assert second.endswith(f"alpha_image 0 / 1 / 3: subject 100 / 100 / 100 %, RMSE {error:.3f} / {error:.3f} / {error:.3f}.")
+    assert cases[0].prompt in third
 
 
 def test_the_colours_of_cells_tell_their_shares(tmp_path):

@@ -2,10 +2,10 @@
 
 Run: python dev.py run -m benchmarks.mini.sliders --clips 12 --seed 1 [--models DIR] [--out DIR] [--bfloat16] [--threads T]
 
-Held-out cases, the same cases and noises in every cell, 25 steps, CFG 2. Text following is the mean of two hits, motion and
+Held-out cases, the same cases and noises in every cell, 15 steps, CFG 2. Text following is the mean of two hits, motion and
 background colour; subject fidelity is how often the given subject explains the clip better than 7 others, with the RMSE inside its
-outline beneath. Upper maps: the whole adapter. Lower maps: pyramid_strength 0, so that only cross-attention carries the subject.
-Writes results.json and sliders.png. Exit status: 0, or 2 when a model file is missing.
+outline beneath. alpha_image is measured once more with pyramid_strength 0, where only cross-attention carries the subject. Writes
+results.json and sliders.png. Exit status: 0, or 2 when a model file is missing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ from . import rows as table
 from .cases import OTHERS, Case, make_cases
 from .pipeline import MissingModel, Pipeline
 
-ALPHA_TEXT = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
-ALPHA_IMAGE = (0.0, 1.0, 2.0, 3.0)
-PYRAMID = {1.0: "whole adapter", 0.0: "pyramid_strength 0"}
-"""Values of pyramid_strength, and how their rows of maps are called."""
-STEPS, CFG = 25, 2.0
+ALPHA_TEXT = (0.0, 0.5, 1.0, 2.0, 3.0)
+ALPHA_IMAGE = (0.0, 1.0, 3.0)
+STEPS, CFG = 15, 2.0
 SHOWN_FRAMES = (0, 4, 7)
 """Frames of a clip in the strip."""
 
@@ -42,7 +40,12 @@ Point = tuple[float, float, float]
 
 def points() -> list[Point]:
     """Everything that is measured; both sliders at 0 would leave cross-attention empty, and the node refuses it."""
-    return [(p, text, image) for p in PYRAMID for image in ALPHA_IMAGE for text in ALPHA_TEXT if text or image]
+    return [(1.0, text, image) for image in ALPHA_IMAGE for text in ALPHA_TEXT if text or image] + tokens_alone()
+
+
+def tokens_alone() -> list[Point]:
+    """alpha_image without the subject's latents, with the text as learned."""
+    return [(0.0, 1.0, image) for image in ALPHA_IMAGE]
 
 
 def sweep(
@@ -96,20 +99,17 @@ def _subject_cell(row: table.Row) -> Cell:
     return Cell(row.mean("nearest"), f"{row.mean('subject_rmse'):.3f}")
 
 
-def heat_maps(rows: Mapping[Point, table.Row]) -> list[list[HeatMap]]:
-    """Text following beside subject fidelity, one row of maps for each pyramid_strength."""
+def heat_maps(rows: Mapping[Point, table.Row]) -> list[HeatMap]:
+    """Text following and subject fidelity of the whole adapter."""
     measures = {"text following (motion / background)": _text_cell, "subject fidelity (RMSE)": _subject_cell}
     return [
-        [
-            HeatMap(
-                f"{measure}, {name}",
-                ("alpha_text", ALPHA_TEXT),
-                ("alpha_image", ALPHA_IMAGE),
-                {(text, image): cell(row) for (strength, text, image), row in rows.items() if strength == pyramid},
-            )
-            for measure, cell in measures.items()
-        ]
-        for pyramid, name in PYRAMID.items()
+        HeatMap(
+            measure,
+            ("alpha_text", ALPHA_TEXT),
+            ("alpha_image", ALPHA_IMAGE),
+            {(text, image): cell(row) for (pyramid, text, image), row in rows.items() if pyramid},
+        )
+        for measure, cell in measures.items()
     ]
 
 
@@ -128,13 +128,18 @@ def strips(rows: Mapping[Point, table.Row], case: Case) -> list[Strip]:
     return [Strip("given", (case.source[0] * case.source_mask[0, ..., None])[None]), *shown]
 
 
-def caption(cases: list[Case], seed: int) -> list[str]:
+def caption(rows: Mapping[Point, table.Row], cases: Sequence[Case], seed: int) -> list[str]:
     """What stands beneath the maps."""
     text, subject = 50 * (1 / len(MOTIONS) + 1 / len(COLOURS)), 100 / (OTHERS + 1)
+    alone = [rows[point] for point in tokens_alone()]
+    values = " / ".join(f"{image:g}" for image in ALPHA_IMAGE)
+    nearest = " / ".join(f"{100 * row.mean('nearest'):.0f}" for row in alone)
+    errors = " / ".join(f"{row.mean('subject_rmse'):.3f}" for row in alone)
     return [
         f"{len(cases)} held-out clips a cell (seed {seed}), the same noise in every cell, {STEPS} steps, CFG {CFG:g}. By chance: "
         f"text {text:.0f} %, subject {subject:.1f} %. Subject: nearer to the given one than to {OTHERS} others.",
-        f'Frames {", ".join(str(frame + 1) for frame in SHOWN_FRAMES)}, whole adapter, of "{cases[0].prompt}".',
+        f"With pyramid_strength 0, alpha_text 1 and alpha_image {values}: subject {nearest} %, RMSE {errors}.",
+        f'Frames {", ".join(str(frame + 1) for frame in SHOWN_FRAMES)} of "{cases[0].prompt}".',
     ]
 
 
@@ -182,7 +187,7 @@ def main() -> int:
         "cells": summary(rows),
     }  # fmt: skip
     (options.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
-    draw_heat_maps(heat_maps(rows), strips(rows, cases[0]), caption(cases, options.seed), options.out / "sliders.png")
+    draw_heat_maps([heat_maps(rows)], strips(rows, cases[0]), caption(rows, cases, options.seed), options.out / "sliders.png")
     print(f"results.json and sliders.png are in {options.out.resolve()}")
     return 0
 
