@@ -183,6 +183,9 @@ def main() -> int:
     parser.add_argument("--fixed", type=Path, help="folder with a pair trained with both weights fixed at 1")
     parser.add_argument("--clips", type=int, default=16, help="clips a model (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="draws the clips and their noise (default 0)")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="sample in bfloat16, about twice as fast where the processor has it"
+    )
     parser.add_argument("--out", type=Path, default=Path("output/attention_maps"), help="folder for table and picture")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own default otherwise")
     options = parser.parse_args()
@@ -191,13 +194,13 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     cases = make_cases(options.clips, options.seed)
-    fixed = "fixed, trained so" if options.fixed else "learned weights replaced by 1"
+    fixed = "fixed, trained so" if options.fixed else "fixed, learned weights replaced by 1"
     try:
-        pipeline = Pipeline(options.models)
+        pipeline = Pipeline(options.models, options.bfloat16)
         columns = {"adaptive": watch(pipeline, cases, options.seed, ADAPTIVE)}
         if options.fixed:
             # Both pairs have the same file names, so that one is done with before the other is found.
-            pipeline = Pipeline(options.fixed)
+            pipeline = Pipeline(options.fixed, options.bfloat16)
         columns[fixed] = watch(pipeline, cases, options.seed, FIXED)
     except MissingModel as error:
         print(f"error: {error}", file=sys.stderr)
@@ -205,7 +208,7 @@ def main() -> int:
     tables = {name: summary(seen) for name, seen in columns.items()}
     options.out.mkdir(parents=True, exist_ok=True)
     results = {
-        "settings": {"clips": options.clips, "seed": options.seed, "steps": STEPS, "cfg": CFG},
+        "settings": {"clips": options.clips, "seed": options.seed, "steps": STEPS, "cfg": CFG, "bfloat16": options.bfloat16},
         "focus ratio": tables,
         "clips": [
             {"prompt": case.prompt, "words": phrases(case)}
