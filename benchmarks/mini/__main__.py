@@ -1,6 +1,6 @@
 """How good the small model is, measured through the shipped nodes and ComfyUI's sampler.
 
-Run: python dev.py run -m benchmarks.mini --clips 64 --seed 1 [--steps 25] [--cfg 1] [--models DIR] [--out DIR] [--threads T]
+Run: python dev.py run -m benchmarks.mini --clips 64 --seed 1 [--steps 25] [--cfg 1.5] [--models DIR] [--out DIR] [--threads T]
 
 Held-out (shape, colour) and (background, pattern) pairs; the prompt's background and motion differ from the picture's. Rows:
 true pixels and the autoencoder alone are the ceiling; "shuffled subject" gets another subject's picture under the same
@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=64, help="clips a row (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="draws the clips and their noise (default 0)")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cfg", type=float, default=1.0)
+    parser.add_argument("--cfg", type=float, default=1.5)
     parser.add_argument("--out", type=Path, default=Path("output/mini"), help="folder for results.json and the sheets")
     parser.add_argument("--models", type=Path, help="folder with another pair of the two files, for one just trained")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own default otherwise")
