@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
+from training_parts import small_config
 
 from magdiff_core.train.alignments import ALL, Alignments
 
@@ -84,16 +83,7 @@ def test_without_sda_an_edit_is_given_the_whole_clip(batches, black):
 
 @pytest.fixture(scope="module")
 def config(comfy_session):
-    from magdiff_core.host import own_checkpoint
-
-    config = copy.deepcopy(own_checkpoint.MINI_CONFIG)
-    config["unet"].update(model_channels=32, channel_mult=[1, 1], num_res_blocks=[1, 1], transformer_depth=[0, 1],
-                          transformer_depth_output=[0, 0, 1, 1], context_dim=32, num_head_channels=16)  # fmt: skip
-    for name in ("text_encoder", "image_encoder"):
-        config[name].update(hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=2)
-    config["autoencoder"]["ddconfig"]["ch_mult"] = config["autoencoder"]["decoder_ddconfig"]["ch_mult"] = [1, 1, 1]
-    config["autoencoder"]["decoder_ddconfig"]["ch"] = 32
-    return config
+    return small_config()
 
 
 def trained_alphas(config, folder, alignments):

@@ -19,8 +19,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from benchmarks.sheet import SheetRow, draw_sheet
 from magdiff_core.data.procedural import COLOURS, MOTIONS, PATTERNS
 from magdiff_core.host import session
@@ -28,6 +26,7 @@ from magdiff_core.host import session
 from . import rows as table
 from .bars import GROWN_CLIPS, GROWN_STEPS, Bar, bars, grown_bars
 from .cases import Case, make_cases
+from .options import add_options, parse
 from .pipeline import ADAPTER, CHECKPOINT, MissingModel, Pipeline
 
 SHEET_ROWS = 24
@@ -86,18 +85,10 @@ def _sheet(cases: list[Case], rows: dict[str, table.Row], name: str) -> list[She
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.mini", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--clips", type=int, default=64, help="clips a row (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the clips and their noise (default 0)")
+    add_options(parser, 64, "a row", "output/mini", "results.json and the sheets")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cfg", type=float, default=1.5)
-    parser.add_argument("--out", type=Path, default=Path("output/mini"), help="folder for results.json and the sheets")
-    parser.add_argument("--models", type=Path, help="folder with another pair of the two files, for one just trained")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own default otherwise")
-    options = parser.parse_args()
-    if options.clips < 1:
-        parser.error(f"--clips is {options.clips}: at least 1 is needed")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse(parser)
     try:
         pipeline = Pipeline(options.models)
     except MissingModel as error:

@@ -31,6 +31,7 @@ from magdiff_core.metrics.canvas import INK, PALE, Canvas
 from magdiff_core.metrics.clip import split_clip
 
 from .cases import Case, make_cases
+from .options import add_bfloat16, add_options, parse
 from .pipeline import MissingModel, Pipeline
 from .text_attention import by_site, focus, observe, over_sites, word_places
 
@@ -179,20 +180,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.mini.attention_maps", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--models", type=Path, help="folder with another pair of the two files")
+    add_options(parser, 16, "a model", "output/attention_maps", "table and picture")
+    add_bfloat16(parser)
     parser.add_argument("--fixed", type=Path, help="folder with a pair trained with both weights fixed at 1")
-    parser.add_argument("--clips", type=int, default=16, help="clips a model (default 16)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the clips and their noise (default 0)")
-    parser.add_argument(
-        "--bfloat16", action="store_true", help="sample in bfloat16, about twice as fast where the processor has it"
-    )
-    parser.add_argument("--out", type=Path, default=Path("output/attention_maps"), help="folder for table and picture")
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own default otherwise")
-    options = parser.parse_args()
-    if options.clips < 1:
-        parser.error(f"--clips is {options.clips}: at least 1 is needed")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parse(parser)
     cases = make_cases(options.clips, options.seed)
     fixed = "fixed, trained so" if options.fixed else "fixed, learned weights replaced by 1"
     try:

@@ -16,9 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from benchmarks.heat_map import Cell, HeatMap, Strip, draw_heat_maps
@@ -26,6 +24,7 @@ from magdiff_core.data.procedural import COLOURS, MOTIONS
 
 from . import rows as table
 from .cases import OTHERS, Case, make_cases
+from .options import add_bfloat16, add_options, parse
 from .pipeline import MissingModel, Pipeline
 
 ALPHA_TEXT = (0.0, 0.5, 1.0, 2.0, 3.0)
@@ -147,19 +146,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.mini.sliders", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--clips", type=int, default=12, help="clips a cell (default 12)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the clips and their noise (default 0)")
-    parser.add_argument("--out", type=Path, default=Path("output/sliders"), help="folder for results.json and sliders.png")
-    parser.add_argument("--models", type=Path, help="folder with another pair of the two files")
-    parser.add_argument(
-        "--bfloat16", action="store_true", help="sample in bfloat16, about twice as fast where the processor has it"
-    )
-    parser.add_argument("--threads", type=int, default=None, help="threads of torch; its own default otherwise")
-    options = parser.parse_args()
-    if options.clips < 1:
-        parser.error(f"--clips is {options.clips}: at least 1 is needed")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    add_options(parser, 12, "a cell", "output/sliders", "results.json and sliders.png")
+    add_bfloat16(parser)
+    options = parse(parser)
     try:
         pipeline = Pipeline(options.models, options.bfloat16)
     except MissingModel as error:
