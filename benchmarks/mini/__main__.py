@@ -1,6 +1,6 @@
 """How good the small model is, measured through the shipped nodes and ComfyUI's sampler.
 
-Run: python dev.py run -m benchmarks.mini --clips 64 --seed 1 [--steps 25] [--cfg 1.5] [--models DIR] [--out DIR] [--threads T]
+Run: python dev.py run -m benchmarks.mini --clips 64 --seed 1 [--steps 25] [--cfg 1] [--models DIR] [--out DIR] [--threads T]
 
 Held-out (shape, colour) and (background, pattern) pairs; the prompt's background and motion differ from the picture's. Rows:
 true pixels and the autoencoder alone are the ceiling; "shuffled subject" gets another subject's picture under the same
@@ -87,7 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.mini", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_options(parser, 64, "a row", "output/mini", "results.json and the sheets")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cfg", type=float, default=1.5)
+    parser.add_argument("--cfg", type=float, default=1.0)
     options = parse(parser)
     try:
         pipeline = Pipeline(options.models)

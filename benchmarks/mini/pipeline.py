@@ -85,7 +85,7 @@ class Pipeline:
         mode: str = GENERATE,
         seed: int = 0,
         steps: int = 25,
-        cfg: float = 1.5,
+        cfg: float = 1.0,
         alpha_text: float = 1.0,
         alpha_image: float = 1.0,
         alpha_mode: str = ADAPTIVE,
