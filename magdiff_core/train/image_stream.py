@@ -2,8 +2,8 @@
 
 The 16 tokens of a subject stand among 112 of black pictures (only the first of eight frames is given), and what they have in
 common with those is most of each. Measured: with keys and values that begin as `new_adapter_weights` draws them, an exchanged
-picture changed the loss of `TOKENS` batches by less than 0.001 of 0.94 after 9000 steps. With this start it was 0.02 after 100 steps
-of such batches alone, and 0.002 after 230 of them among all others: more, still little.
+picture changed the loss of `TOKENS` batches by less than 0.001 of 0.94 after 9000 steps. With this start it was 0.02 after 100
+steps of such batches alone, and 0.002 after 230 of them among all others: more, still little.
 """
 
 from __future__ import annotations
