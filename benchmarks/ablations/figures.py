@@ -6,13 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Deviation / sqrt(N) with N - 1 in the deviation; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+from benchmarks.spread import standard_error
 
 
 @dataclass(frozen=True)

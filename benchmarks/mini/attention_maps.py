@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.sheet import tile
+from benchmarks.spread import standard_error
 from magdiff_core.alignment.apa import ADAPTIVE, FIXED
 from magdiff_core.data.procedural import COLOURS, MOTIONS
 from magdiff_core.data.sprites import SHAPES
@@ -103,10 +104,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and its standard error; NaN of no value, no error of a single one."""
     if not values:
         return math.nan, None
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return sum(values) / len(values), standard_error(values)
 
 
 def _cell(found: Sequence[tuple[float, float] | None]) -> dict:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from magdiff_core.data import procedural
 from magdiff_core.metrics.subject import Template
-from magdiff_core.train.batches import LOOK
+from magdiff_core.train.batches import LOOK, widened
 
 OTHERS = 7
 """Subjects that the given one must be told from."""
@@ -103,7 +102,7 @@ def _other_looks(source: procedural.ClipSpec, generator: torch.Generator) -> pro
 def _replacements(source: procedural.ClipSpec, source_mask: Tensor, generator: torch.Generator) -> list[Replacement]:
     new = _other_looks(source, generator)
     frames, mask = procedural.render(new)
-    edit_mask = F.max_pool2d((source_mask > 0).float(), 2 * RIM + 1, 1, RIM)
+    edit_mask = widened((source_mask > 0).float(), RIM)
     return [
         Replacement(text, int(new.colour[i]), int(new.background_colour[i]), int(new.pattern[i]), frames[i], mask[i], edit_mask[i])
         for i, text in enumerate(procedural.caption(new))

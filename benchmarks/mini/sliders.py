@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from benchmarks.heat_map import Cell, HeatMap, Strip, draw_heat_maps
+from benchmarks.spread import standard_error
 from magdiff_core.data.procedural import COLOURS, MOTIONS
 
 from . import rows as table
@@ -72,10 +73,8 @@ def text_following(row: table.Row) -> float:
 def text_error(row: table.Row) -> float:
     """Standard error of `text_following` over clips; NaN for one clip."""
     clips = [(motion + background) / 2 for motion, background in zip(row.motion, row.background)]
-    if len(clips) < 2:
-        return math.nan
-    mean = sum(clips) / len(clips)
-    return math.sqrt(sum((clip - mean) ** 2 for clip in clips) / (len(clips) - 1) / len(clips))
+    error = standard_error(clips)
+    return math.nan if error is None else error
 
 
 def summary(rows: Mapping[Point, table.Row]) -> list[dict]:
