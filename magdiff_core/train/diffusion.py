@@ -38,7 +38,8 @@ STRONG_SHARE = 0.3
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
 STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 800, EDIT: 400}
-"""Batches of these kinds get no timestep below. A subject is small: where it goes can be read off the input below 700."""
+"""Batches of these kinds get no timestep below. A subject is small: where it goes can be read off the input below 700; and
+below 400 an edit's details, so that its subject latents teach nothing there."""
 
 PROMPT_BATCHES = 150
 """Batches at the start that hold prompts and strong noise alone. Measured: the background follows the prompt after 100 of
