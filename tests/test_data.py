@@ -108,14 +108,14 @@ def test_start_pose_tells_nothing_about_the_motion():
 
 def test_textures_and_background_cells_are_coarse_enough_for_the_autoencoder():
     spec = procedural.sample(2000, generator(11))
-    assert (spec.radius / spec.texture_cycles).min() >= 6
+    assert (spec.radius / spec.texture_cycles).min() >= 7.99
     spec = procedural.sample(64, generator(12)).replace(
         pattern=torch.full((64,), procedural.PATTERNS.index("barred")), shading=torch.zeros(64, 1, 4, 4)
     )
     row = procedural.background(spec)[:, 0, :, 0]
     changes = (row[:, 1:] != row[:, :-1]).nonzero()
     gaps = changes[1:, 1] - changes[:-1, 1]
-    assert gaps[changes[1:, 0] == changes[:-1, 0]].min() >= 12
+    assert gaps[changes[1:, 0] == changes[:-1, 0]].min() >= 16
 
 
 @pytest.mark.parametrize("pattern", range(len(procedural.PATTERNS)))

@@ -48,7 +48,13 @@ TEMPLATES = (
     "the {colour} {texture} {shape} {motion} on a {background} {pattern} floor",
     "a {shape} {motion} over a {background} {pattern} background",
 )
-CELL = 12.0
+CELL = 16.0
+"""Pixels across a stripe or a square of a background: four latent pixels, so that the autoencoder keeps its edges."""
+DOT_PERIOD, DOT_RADIUS = 16.0, 5.0
+PHASE_STEP = 8.0
+"""A background's phases in pixels are multiples of it."""
+TEXTURE_PERIODS = (8.0, 12.0)
+"""Shortest and longest period of a subject's texture in pixels; below 8 a latent of 4 pixels blurs it."""
 _OUTLINES = outline_table()
 _ROWS, _COLUMNS = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
 
@@ -164,7 +170,8 @@ def sample(count: int, generator: torch.Generator, split: str = "train") -> Clip
     second_colour = (colour + 1 + randint(len(COLOURS) - 1)) % len(COLOURS)
     background_colour, pattern = _draw_background(count, generator, split, (colour, second_colour))
     pose = _draw_pose(count, generator)
-    period = 6.5 + 3.5 * rand(count)
+    shortest, longest = TEXTURE_PERIODS
+    period = shortest + (longest - shortest) * rand(count)
     return ClipSpec(
         shape=shape,
         texture=randint(len(TEXTURES)),
@@ -179,7 +186,7 @@ def sample(count: int, generator: torch.Generator, split: str = "train") -> Clip
         texture_cycles=pose["radius"] / period,
         texture_phase=rand(count, 2) * 2 * math.pi,
         colour_jitter=(rand(count, 3, 3) - 0.5) * torch.tensor([0.12, 0.12, 0.06])[:, None],
-        background_phase=torch.randint(int(CELL) // 2, (count, 2), generator=generator) * 4.0,
+        background_phase=torch.randint(int(2 * CELL / PHASE_STEP), (count, 2), generator=generator) * PHASE_STEP,
         shading=(rand(count, 1, 4, 4) - 0.5) * 0.16,
         blob=rand(count, 4, 2),
         spots=rand(count, SPOTS, 2) * 1.6 - 0.8,
@@ -239,9 +246,9 @@ def background(spec: ClipSpec) -> torch.Tensor:
     x = _COLUMNS[None] + spec.background_phase[:, 0, None, None]
     y = _ROWS[None] + spec.background_phase[:, 1, None, None]
     band = lambda position: (position / CELL).floor() % 2  # noqa: E731
-    to_dot = torch.sqrt((x % 20 - 10) ** 2 + (y % 20 - 10) ** 2)
+    to_dot = torch.sqrt((x % DOT_PERIOD - DOT_PERIOD / 2) ** 2 + (y % DOT_PERIOD - DOT_PERIOD / 2) ** 2)
     patterns = torch.stack(
-        [torch.zeros_like(x), band(y), band(x), (band(x) + band(y)) % 2, (6.5 - to_dot).clamp(0, 1)], 1
+        [torch.zeros_like(x), band(y), band(x), (band(x) + band(y)) % 2, (DOT_RADIUS + 0.5 - to_dot).clamp(0, 1)], 1
     )
     figure = patterns[torch.arange(len(spec)), spec.pattern][..., None]
     picture = tones[:, 0, None, None] * (1 - figure) + tones[:, 1, None, None] * figure

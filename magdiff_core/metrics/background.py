@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..data.procedural import CELL, PATTERNS, SIZE, background_tones
+from ..data.procedural import CELL, DOT_PERIOD, DOT_RADIUS, PATTERNS, SIZE, background_tones
 
 PHASE_STEP = 2
-"""Pixels between the phases that are tried; the clips' own are multiples of 4."""
-DOT_PERIOD = 20
+"""Pixels between the phases that are tried; the clips' own are multiples of `procedural.PHASE_STEP`."""
 MARGIN = 3
 """Pixels around the subject that count as neither subject nor background."""
 
@@ -50,10 +49,10 @@ def figure_maps() -> tuple[torch.Tensor, torch.Tensor]:
         add("barred", band(shift)[None])
         for other in shifts[: len(shifts) // 2]:
             add("checkered", (band(shift)[:, None] + band(other)[None]) % 2)
-    for down in range(0, DOT_PERIOD, PHASE_STEP):
-        for right in range(0, DOT_PERIOD, PHASE_STEP):
+    for down in range(0, int(DOT_PERIOD), PHASE_STEP):
+        for right in range(0, int(DOT_PERIOD), PHASE_STEP):
             y, x = (place + down) % DOT_PERIOD - DOT_PERIOD / 2, (place + right) % DOT_PERIOD - DOT_PERIOD / 2
-            add("dotted", (6.5 - torch.sqrt(y[:, None] ** 2 + x[None] ** 2)).clamp(0, 1))
+            add("dotted", (DOT_RADIUS + 0.5 - torch.sqrt(y[:, None] ** 2 + x[None] ** 2)).clamp(0, 1))
     return torch.stack(maps), torch.tensor([PATTERNS.index(name) for name in names])
 
 
