@@ -52,7 +52,7 @@ def sampled(loaded, model=None, seed=1):
     import comfy.sample
 
     encode = lambda text: loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize(text))  # noqa: E731
-    latent = torch.zeros(4, 4, 16, 16)
+    latent = torch.zeros(4, 8, 16, 16)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
     return comfy.sample.sample(model or loaded.model, noise, 3, 2.0, "ddim", "ddim_uniform", encode("a red star grows"),
                                encode(""), latent, disable_pbar=True, seed=seed)  # fmt: skip
@@ -85,16 +85,16 @@ def test_config_is_kept_out_of_comfyui_s_list(own):
 
 def test_stock_sampler_and_decoder_take_it(loaded):
     samples = sampled(loaded)
-    assert samples.shape == (4, 4, 16, 16) and torch.isfinite(samples).all() and samples.std() > 0.1
+    assert samples.shape == (4, 8, 16, 16) and torch.isfinite(samples).all() and samples.std() > 0.1
     pictures = loaded.vae.decode(samples)
     assert pictures.shape == (4, 64, 64, 3) and 0 <= pictures.min() and pictures.max() <= 1
-    assert loaded.vae.encode(pictures).shape == (4, 4, 16, 16)
+    assert loaded.vae.encode(pictures).shape == (4, 8, 16, 16)
 
 
 def test_prompt_reaches_the_sample(loaded):
     import comfy.sample
 
-    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     results = []
     for text in ("a red star grows", "a blue heart shrinks"):
         positive = loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize(text))

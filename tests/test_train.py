@@ -148,7 +148,7 @@ def test_training_goes_on_from_a_pair_of_model_files(config, autoencoder_file, e
     kinds = []
     diffusion_draw = diffusion.draw_batch
     with pytest.MonkeyPatch.context() as patch:
-        draw = lambda *given, **more: kinds.append(given[4:]) or diffusion_draw(*given, **more)  # noqa: E731
+        draw = lambda *given, **more: kinds.append(given[3:]) or diffusion_draw(*given, **more)  # noqa: E731
         patch.setattr(diffusion, "draw_batch", draw)
         diffusion.run(tmp_path / "b", start_from=tmp_path / "a", steps=1, batch=2, config=config)
     assert kinds == [()]  # any kind: the batches of prompts alone are for a fresh model
@@ -208,13 +208,12 @@ def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder
         for value in parameters.values():
             if not value.any():
                 value.normal_(std=0.05)
-    black = list(batches.encode_pyramid(encoder, torch.zeros(1, 1, 64, 64, 3), (16, 16)))
     kinds = [batches.PROMPTS, *(kind for kind, _ in batches.KINDS)]
     assert len(set(kinds)) == 7 and sum(share for _, share in batches.KINDS) == pytest.approx(1)
     uses_tokens = {batches.TOKENS, batches.EDIT, batches.GENERATE, batches.MOTION}
     uses_latents = {batches.LATENTS, batches.EDIT, batches.GENERATE, batches.MOTION}
     for kind in kinds:
-        drawn = batches.draw_batch(encoder, 2, torch.Generator().manual_seed(1), black, kind)
+        drawn = batches.draw_batch(encoder, 2, torch.Generator().manual_seed(1), kind)
         assert drawn.latents.shape[1] == (2 if kind == batches.PROMPTS else 8)
         assert (drawn.pictures is not None) == (kind in uses_tokens)
         assert (drawn.pyramid is not None) == (kind in uses_latents)
@@ -257,8 +256,7 @@ def test_a_group_of_motion_clips_differs_in_the_motion_alone(config, autoencoder
     assert not torch.equal(spec.centre[0], spec.centre[batches.GROUP])
 
     encoder = autoencoder.load(autoencoder_file, config["autoencoder"])
-    black = list(batches.encode_pyramid(encoder, torch.zeros(1, 1, 64, 64, 3), (16, 16)))
-    drawn = batches.draw_batch(encoder, 8, torch.Generator().manual_seed(3), black, batches.MOTION)
+    drawn = batches.draw_batch(encoder, 8, torch.Generator().manual_seed(3), batches.MOTION)
     pictures = drawn.pictures[:, 0].unflatten(0, (2, batches.GROUP))
     assert torch.equal(pictures, pictures[:, :1].expand_as(pictures)) and not torch.equal(pictures[0, 0], pictures[1, 0])
     assert drawn.group == batches.GROUP
@@ -329,7 +327,7 @@ def test_a_fresh_model_holds_no_dead_cross_attention(config):
         for name, value in stage.parameters().items():
             if name.endswith("out.2.weight"):
                 value.normal_(std=0.05, generator=torch.Generator().manual_seed(2))
-        x = torch.randn(1, 4, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+        x = torch.randn(1, 4, 8, 16, 16, generator=torch.Generator().manual_seed(3))
         first, second = (stage.training.predict(x, torch.tensor([950]), context[i : i + 1]) for i in range(2))
     assert float((first - second).std() / first.std()) > 0.05
 
@@ -373,7 +371,7 @@ def test_rim_of_the_reference_does_not_show_the_clip_s_own_background(comfy_sess
     assert torch.equal(before[0], after[0])
 
 
-def test_a_hole_for_another_subject_is_wider_than_the_one_that_comes_in(config, autoencoder_file, monkeypatch):
+def test_a_hole_for_another_subject_has_room_for_it_and_the_one_before(config, autoencoder_file, monkeypatch):
     from magdiff_core.data import procedural
     from magdiff_core.train import autoencoder, batches
 
@@ -385,18 +383,22 @@ def test_a_hole_for_another_subject_is_wider_than_the_one_that_comes_in(config, 
     assert torch.equal(batches.widened(dot, 2)[0, 0], square)
 
     encoder = autoencoder.load(autoencoder_file, config["autoencoder"])
-    black = list(batches.encode_pyramid(encoder, torch.zeros(1, 1, 64, 64, 3), (16, 16)))
     monkeypatch.setattr(batches, "INVERSE_EDIT", 1.0)
     monkeypatch.setattr(batches, "HOLE_MARGINS", (4,))
     specs = []
     sample = procedural.sample
     monkeypatch.setattr(procedural, "sample", lambda *given: specs.append(sample(*given)) or specs[-1])
-    drawn = batches.draw_batch(encoder, 2, torch.Generator().manual_seed(1), black, batches.EDIT)
+    drawn = batches.draw_batch(encoder, 2, torch.Generator().manual_seed(1), batches.EDIT)
+    # what is drawn second are the looks of the subjects before; one of the background's colour is left out
     frames, subject_mask = procedural.render(specs[0])
-    hole = batches.widened(subject_mask, 4)
+    _, before_mask = procedural.render(specs[0].replace(**{name: getattr(specs[1], name) for name in batches.LOOK}))
+    ground = specs[0].background_colour
+    seen = (specs[1].colour != ground) & (specs[1].second_colour != ground)
+    before_mask = before_mask * seen[:, None, None, None]
+    hole = batches.widened(torch.maximum(subject_mask, before_mask), 4)
     pictures = drawn.pictures[:, :-1]
     assert not pictures[hole == 1].any() and torch.equal(pictures[hole == 0], frames[hole == 0])
-    assert (hole - subject_mask).sum() > 100
+    assert (hole - subject_mask).sum() > 100 and (before_mask > subject_mask).any()
 
 
 def test_what_all_pictures_share_is_found(comfy_session, monkeypatch):
@@ -450,7 +452,7 @@ def test_training_sees_what_the_sampler_sees(config, autoencoder_file):
     pyramid = batches.encode_pyramid(encoder, torch.rand(1, 2, 64, 64, 3, generator=generator), (16, 16))
     tokens = SubjectTokens({"last": torch.randn(1, 2, 65, 32, generator=generator)}, black_entry=True)
     latents = SubjectLatents(pyramid, 8, GENERATE)
-    clean, context = torch.randn(8, 4, 16, 16, generator=generator), torch.randn(1, 24, 32, generator=generator)
+    clean, context = torch.randn(8, 8, 16, 16, generator=generator), torch.randn(1, 24, 32, generator=generator)
     base, timestep = stage.training.base, torch.tensor([600])
     sigma = base.model_sampling.sigmas[timestep]
     with torch.no_grad():
@@ -481,8 +483,8 @@ def test_standardised_latents_decode_to_the_same_pictures(config, autoencoder_fi
     with torch.no_grad():
         source = frames.permute(0, 3, 1, 2) * 2 - 1
         latents = standard.encode(source)
-        assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
-        assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=1e-3)
+        assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(8), atol=1e-3)
+        assert torch.allclose(latents.std((0, 2, 3)), torch.ones(8), atol=1e-3)
         assert torch.allclose(standard.decode(latents), plain.decode(plain.encode(source)), atol=1e-4)
 
 

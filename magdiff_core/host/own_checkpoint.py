@@ -51,11 +51,11 @@ MINI_CONFIG = {
              "transformer_depth_middle": 1, "transformer_depth_output": [0, 1, 1, 1, 0, 0], "context_dim": 96,
              "num_head_channels": 32},
     "autoencoder": {
-        "embed_dim": 4,
-        "ddconfig": {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "embed_dim": 8,
+        "ddconfig": {"double_z": True, "z_channels": 8, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
                      "ch_mult": [1, 1, 3], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0},
-        "decoder_ddconfig": {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 64,
-                             "ch_mult": [1, 1, 2], "num_res_blocks": 0, "attn_resolutions": [], "dropout": 0.0},
+        "decoder_ddconfig": {"double_z": True, "z_channels": 8, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+                             "ch_mult": [1, 1, 4], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0},
     },
     "text_encoder": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 384,
                      "hidden_act": "gelu", "max_position_embeddings": MAX_LENGTH, "eos_token_id": SPECIAL.index("<end>"),
@@ -67,9 +67,10 @@ MINI_CONFIG = {
 
 
 class OwnLatentFormat(comfy.latent_formats.LatentFormat):
-    """Four channels; the scale is the file's."""
+    """As many channels as the file's autoencoder has, and the file's scale."""
 
-    def __init__(self, scale_factor: float = 1.0) -> None:
+    def __init__(self, channels: int, scale_factor: float) -> None:
+        self.latent_channels = channels
         self.scale_factor = scale_factor
 
 
@@ -81,9 +82,13 @@ class OwnModelConfig(comfy.supported_models_base.BASE):
 
     def __init__(self, unet_config: dict, config: Mapping) -> None:
         super().__init__({**unet_config, "num_heads": -1, "num_head_channels": config["unet"]["num_head_channels"]})
-        self.latent_format = OwnLatentFormat(config["latent_scale"])
+        self.latent_format = OwnLatentFormat(config["autoencoder"]["embed_dim"], config["latent_scale"])
         self.sampling_settings = {"zsnr": config["zero_terminal_snr"]}
         self.prediction = config["prediction"]
+
+    def inpaint_model(self):
+        """No, whereas ComfyUI takes more than four channels for latent, mask and masked picture."""
+        return False
 
     def model_type(self, state_dict, prefix=""):
         return comfy.model_base.ModelType.V_PREDICTION if self.prediction == "v" else comfy.model_base.ModelType.EPS
@@ -306,8 +311,9 @@ def build_autoencoder(config: Mapping) -> torch.nn.Module:
 
 def fresh_state_dict(config: Mapping = MINI_CONFIG) -> dict[str, Tensor]:
     """Weights of a whole untrained checkpoint, float32, from torch's global generator."""
+    latent_channels = config["autoencoder"]["embed_dim"]
     unet = UNetModel(
-        image_size=32, in_channels=4, out_channels=4, num_heads=-1, use_spatial_transformer=True,
+        image_size=32, in_channels=latent_channels, out_channels=latent_channels, num_heads=-1, use_spatial_transformer=True,
         use_linear_in_transformer=True, dtype=torch.float32, operations=comfy.ops.manual_cast,
         **copy.deepcopy(config["unet"]),
     )  # fmt: skip

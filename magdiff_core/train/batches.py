@@ -29,7 +29,7 @@ MOTION = "motion"
 """As GENERATE, in groups of clips (`GROUP`) that differ in the motion alone, noise included, so that only the motion's word
 can tell them apart. Measured: after 3200 steps without them the word had no effect at all; with them it has one within 125."""
 
-KINDS = ((PLAIN, 0.04), (TOKENS, 0.1), (LATENTS, 0.02), (EDIT, 0.42), (MOTION, 0.12), (GENERATE, 0.3))
+KINDS = ((PLAIN, 0.12), (TOKENS, 0.02), (LATENTS, 0.02), (EDIT, 0.4), (MOTION, 0.08), (GENERATE, 0.36))
 GROUP = 4
 DIRECTIONS = 4
 """The first of `procedural.MOTIONS`."""
@@ -47,17 +47,17 @@ UNKNOWN_WORD_TEXT = "something"
 OTHER_POSE = 0.5
 """Share of the references that show the subject in another pose than the clip does, so that image tokens matter."""
 TOKENS_RADIUS = 16.0
-INVERSE_EDIT = 0.35
+INVERSE_EDIT = 0.4
 """Share of `EDIT` batches' clips that keep the background and paint the subject that the prompt names into a hole."""
 HOLE_MARGINS = (0, 2, 4, 8)
-"""Pixels that the hole is wider than the subject that comes into it: it was another subject's."""
+"""Pixels that the hole is wider than the subject that comes into it and the one that was there: it must not tell a shape."""
 
 
 @dataclass
 class Batch:
     """`latents [B, F, C, h, w]`, a prompt a clip, the loss's `weight [B, F, 1, h, w]` (1 outside of the subject),
     `pictures [B, n, H, W, 3]` of the subject (n is 1 or F, and last a black
-    one) or None, and the pyramid levels `[B, n, C, h_l, w_l]` of the same pictures or None.
+    one) or None, and the pyramid levels `[B, n, C, h_l, w_l]` of the same pictures (without the black one) or None.
     Each `group` neighbours in B share noise and timestep."""
 
     kind: str
@@ -149,6 +149,17 @@ def draw_motions(generator: torch.Generator) -> Tensor:
     return torch.cat([shuffled[~direction], shuffled[direction]])[:GROUP]
 
 
+def other_looks(spec: procedural.ClipSpec, generator: torch.Generator) -> procedural.ClipSpec:
+    """The same clips with subjects of other looks. One of the background's colour would not be seen: such a clip keeps its own."""
+    other = procedural.sample(len(spec), generator)
+    unseen = (other.colour == spec.background_colour) | (other.second_colour == spec.background_colour)
+    jitter = torch.cat([other.colour_jitter[:, :2], spec.colour_jitter[:, 2:]], 1)
+    looks = {name: getattr(other, name) for name in LOOK} | {"colour_jitter": jitter}
+    return spec.replace(
+        **{name: torch.where(unseen.view(-1, *[1] * (look.ndim - 1)), getattr(spec, name), look) for name, look in looks.items()}
+    )
+
+
 def draw_clips(count: int, generator: torch.Generator, kind: str) -> procedural.ClipSpec:
     """Training clips; those of a `MOTION` or `TOKENS` batch come in groups that differ in the motion, or the subject's look."""
     if kind not in (MOTION, TOKENS):
@@ -157,16 +168,9 @@ def draw_clips(count: int, generator: torch.Generator, kind: str) -> procedural.
     spec = procedural.sample(clips, generator).select(torch.arange(clips).repeat_interleave(GROUP)[:count])
     if kind == MOTION:
         return spec.replace(motion=torch.cat([draw_motions(generator) for _ in range(clips)])[:count])
-    other = procedural.sample(count, generator)
-    # A subject of the background's colour would not be seen: such a one keeps the look that it has.
-    unseen = (other.colour == spec.background_colour) | (other.second_colour == spec.background_colour)
-    jitter = torch.cat([other.colour_jitter[:, :2], spec.colour_jitter[:, 2:]], 1)
-    looks = {name: getattr(other, name) for name in LOOK} | {"colour_jitter": jitter}
-    looks = {
-        name: torch.where(unseen.view(-1, *[1] * (look.ndim - 1)), getattr(spec, name), look) for name, look in looks.items()
-    }
+    spec = other_looks(spec, generator)
     middle, radius = torch.full_like(spec.centre, procedural.SIZE / 2), torch.full_like(spec.radius, TOKENS_RADIUS)
-    return spec.replace(**looks, centre=middle, radius=radius)
+    return spec.replace(centre=middle, radius=radius)
 
 
 def widened(subject_mask: Tensor, margin: int) -> Tensor:
@@ -184,8 +188,10 @@ def loss_weight(subject_share: Tensor, kind: str) -> Tensor:
 @torch.no_grad()
 def encode(autoencoder: torch.nn.Module, pictures: Tensor) -> Tensor:
     """Pictures `[B, n, H, W, 3]` in 0..1 -> latents `[B, n, C, h, w]` float32."""
+    # contiguous, as in `autoencoder.pictures`; so is what the UNet gets
+    channels_first = pictures.flatten(0, 1).permute(0, 3, 1, 2).contiguous()
     with autocast("cpu", torch.bfloat16):
-        latents = autoencoder.encode(pictures.flatten(0, 1).permute(0, 3, 1, 2) * 2 - 1)
+        latents = autoencoder.encode(channels_first * 2 - 1)
     return latents.float().unflatten(0, pictures.shape[:2])
 
 
@@ -208,11 +214,10 @@ def draw_batch(
     autoencoder: torch.nn.Module,
     count: int,
     generator: torch.Generator,
-    black: list[Tensor],
     kind: str | None = None,
     alignments: Alignments = ALL,
 ) -> Batch:
-    """A batch of one kind, a random one by default. `black`: levels of the black picture, from `encode_pyramid` of one."""
+    """A batch of one kind, a random one by default."""
     kind = kind or draw_kind(generator, alignments)
     spec = draw_clips(count, generator, kind)
     group = min(GROUP, count) if kind in (MOTION, TOKENS) else 1
@@ -230,7 +235,9 @@ def draw_batch(
         return Batch(kind, latents, prompts, weight, None, None)
     if kind == EDIT:
         inverse = torch.rand(count, 1, 1, 1, 1, generator=generator) < INVERSE_EDIT
-        hole = widened(subject_mask, HOLE_MARGINS[int(torch.randint(len(HOLE_MARGINS), (1,), generator=generator))])
+        _, before_mask = procedural.render_subject(other_looks(spec, generator))
+        margin = HOLE_MARGINS[int(torch.randint(len(HOLE_MARGINS), (1,), generator=generator))]
+        hole = widened(torch.maximum(subject_mask, before_mask), margin)
         kept = frames * (1 - hole[..., None])
         pictures = torch.where(inverse, kept, cut_out(subject, subject_mask, behind.roll(1, 0)))
         if not alignments.sda:
@@ -240,8 +247,6 @@ def draw_batch(
     pyramid = None
     if kind != TOKENS and alignments.hfa:
         pyramid = encode_pyramid(autoencoder, pictures, tuple(latents.shape[-2:]))
-        if kind != EDIT:
-            pyramid = tuple(torch.cat([level, dark.expand(count, -1, -1, -1, -1)], 1) for level, dark in zip(pyramid, black))
     with_tokens = kind != LATENTS and alignments.apa
     pictures = torch.cat([pictures, torch.zeros_like(pictures[:, :1])], 1) if with_tokens else None
     return Batch(kind, latents, prompts, weight, pictures, pyramid, group)

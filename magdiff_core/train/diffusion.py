@@ -22,7 +22,7 @@ from ..host.training import TrainingModel, encode_pictures, encode_text, token_i
 from . import autoencoder as autoencoder_stage
 from . import image_stream, subject_encoder
 from .alignments import ALL, Alignments
-from .batches import EDIT, GENERATE, MOTION, PROMPTS, TOKENS, Batch, BatchSource, draw_batch, encode_pyramid
+from .batches import EDIT, GENERATE, MOTION, PROMPTS, TOKENS, Batch, BatchSource, draw_batch
 from .checkpoint import MovingAverage
 from .export import ADAPTER_PREFIX, read_files, write_files
 from .loop import Schedule, train
@@ -37,9 +37,9 @@ STRONG_NOISE = 900
 STRONG_SHARE = 0.3
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
-STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 800, EDIT: 400}
+STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 800, EDIT: 150}
 """Batches of these kinds get no timestep below. A subject is small: where it goes can be read off the input below 700; and
-below 400 an edit's details, so that its subject latents teach nothing there."""
+below 150 an edit's details, so that its subject latents teach nothing there."""
 
 PROMPT_BATCHES = 150
 """Batches at the start that hold prompts and strong noise alone. Measured: the background follows the prompt after 100 of
@@ -204,15 +204,11 @@ def run(
         stage = Stage(config, vae, seed, subject_encoder.load(encoder), alphas=alignments.alphas)
     else:
         raise ValueError("give --autoencoder and --encoder to begin, or --start-from alone to go on from a pair of model files")
-    size = config["image_encoder"]["image_size"]
-    with torch.no_grad():
-        latent_size = tuple(vae.encode(torch.zeros(1, 3, size, size)).shape[-2:])
-    black = list(encode_pyramid(vae, torch.zeros(1, 1, size, size, 3), latent_size))
 
     def draw(generator: torch.Generator, number: int) -> Batch:
         if start_from is None and number < PROMPT_BATCHES:
-            return draw_batch(vae, 2 * batch, generator, black, PROMPTS)  # of two frames, so not more work
-        return draw_batch(vae, batch, generator, black, alignments=alignments)
+            return draw_batch(vae, 2 * batch, generator, PROMPTS)  # of two frames, so not more work
+        return draw_batch(vae, batch, generator, alignments=alignments)
 
     source = BatchSource(draw)
 
