@@ -230,7 +230,7 @@ def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder
             assert not missed, (kind, sorted(missed)[:5])
 
 
-def test_timesteps_are_mostly_strong_noise_and_only_that_at_the_start(comfy_session):
+def test_more_timesteps_are_strong_noise_and_at_the_start_all(comfy_session):
     from magdiff_core.train import diffusion
 
     mixed = diffusion.draw_timesteps(20000, torch.Generator().manual_seed(1))
@@ -240,6 +240,8 @@ def test_timesteps_are_mostly_strong_noise_and_only_that_at_the_start(comfy_sess
         strong = diffusion.draw_timesteps(1000, torch.Generator().manual_seed(1), kind)
         assert lowest <= strong.min() < lowest + 10 and strong.max() == 999
     assert diffusion.STRONG_KINDS["prompts"] == 900
+    even = diffusion.draw_timesteps(20000, torch.Generator().manual_seed(1), "edit")
+    assert float((even >= 900).float().mean()) == pytest.approx(0.1, abs=0.01) and even.min() < 5
 
 
 def test_a_group_of_motion_clips_differs_in_the_motion_alone(config, autoencoder_file, monkeypatch):
@@ -471,6 +473,34 @@ def test_training_sees_what_the_sampler_sees(config, autoencoder_file):
 
     guider.sample(torch.zeros_like(clean), torch.zeros_like(clean), comfy.samplers.KSAMPLER(one_call), sigma.repeat(2), seed=0)
     assert torch.allclose(caught[0], expected, atol=2e-4 * float(expected.abs().max()))
+
+
+def test_the_second_half_of_the_autoencoder_s_pictures_shows_parts_of_the_first(comfy_session):
+    from magdiff_core.train import autoencoder
+
+    source, subject_mask, visible = autoencoder.pictures(128, torch.Generator().manual_seed(0))
+    whole, part = source.chunk(2)
+    assert source.is_contiguous() and torch.allclose(part, (whole + 1) * visible - 1, atol=1e-6)
+    mask = subject_mask[:64]
+    assert torch.equal(subject_mask[64:], mask)
+    subjects = sum(int(torch.equal(seen, own)) for seen, own in zip(visible, mask))
+    grounds = [seen for seen, own in zip(visible, mask) if seen[own == 1].sum() == 0 and seen.any()]
+    nothing = sum(int(not seen.any()) for seen in visible)
+    assert subjects + len(grounds) + nothing == 64 and 30 < subjects < 58 and 6 < len(grounds) < 28
+    assert autoencoder.pictures(1, torch.Generator().manual_seed(0))[0].shape == (2, 3, 64, 64)
+
+
+def test_latents_disagree_only_where_both_pictures_show_the_same(comfy_session):
+    from magdiff_core.train.autoencoder import disagreement
+
+    latent = torch.zeros(2, 1, 2, 2)
+    latent[0] = torch.tensor([[2.0, 4.0], [6.0, 8.0]])
+    visible = torch.zeros(1, 1, 8, 8)
+    visible[..., :4, :4] = 1  # the first latent pixel, and half of the second: its weight is an eighth
+    visible[..., :4, 4:6] = 1
+    expected = (2.0**2 + 4.0**2 / 8) / (1 + 1 / 8) / float(latent.var())
+    assert float(disagreement(latent, visible)) == pytest.approx(expected, rel=1e-5)
+    assert float(disagreement(latent, torch.zeros_like(visible))) == 0
 
 
 def test_standardised_latents_decode_to_the_same_pictures(config, autoencoder_file):

@@ -1,7 +1,7 @@
 """First stage: the autoencoder of the small model, on single frames of the procedural clips.
 
-The HFA branch encodes subjects on black and all-black frames, so both are part of the training pictures. The subject is a
-small part of a frame and carries the identity: its pixels weigh more.
+The HFA branch encodes subjects on black and all-black frames, so both are part of the training pictures, and a subject is to
+have the same latents there as before its background. It is a small part of a frame and carries the identity: its pixels weigh more.
 """
 
 from __future__ import annotations
@@ -24,27 +24,53 @@ logger = logging.getLogger("magdiff")
 SUBJECT_WEIGHT = 5.0
 LATENT_NOISE = 0.05
 LATENT_PENALTY = 1e-3
+AGREEMENT_WEIGHT = 0.5
+"""Of `disagreement`."""
 
 
-def pictures(count: int, generator: torch.Generator, split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
-    """Random single frames; a quarter shows the subject on black, 1 in 32 is all black.
+def pictures(count: int, generator: torch.Generator, split: str = "train") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random single frames, whole in the first half and again in the second with a part of them black.
+
+    What stays visible in the second half is the subject, in a quarter of them the background, in 1 of 16 nothing.
 
     Returns:
-        pictures `[count, 3, 64, 64]` in -1..1 and subject_mask `[count, 1, 64, 64]`.
+        pictures `[2 N, 3, 64, 64]` in -1..1; subject_mask `[2 N, 1, 64, 64]`; visible `[N, 1, 64, 64]` in 0..1. N is half of
+        `count`, and at least 1.
     """
-    spec = procedural.sample(count, generator, split)
+    scenes = max(1, count // 2)
+    spec = procedural.sample(scenes, generator, split)
     # a frame at a random time is the first frame of the same clip started later
-    time = torch.randint(procedural.FRAMES, (count,), generator=generator)
+    time = torch.randint(procedural.FRAMES, (scenes,), generator=generator)
     centre, size = procedural.trajectory(spec)
-    row = torch.arange(count)
+    row = torch.arange(scenes)
     spec = spec.replace(centre=centre[row, time], radius=spec.radius * size[row, time])
     frames, subject_mask = procedural.render(spec, frames=1)
     frames, subject_mask = frames[:, 0].permute(0, 3, 1, 2), subject_mask[:, :1]
-    draw = torch.rand(count, generator=generator)
-    visible = torch.where((draw < 0.25)[:, None, None, None], subject_mask, torch.ones_like(subject_mask))
-    visible = visible * (draw >= 1 / 32)[:, None, None, None]
+    draw = torch.rand(scenes, generator=generator)[:, None, None, None]
+    visible = torch.where(draw < 0.25, 1 - F.max_pool2d(subject_mask, 5, 1, 2), subject_mask) * (draw < 15 / 16)
     # contiguous: channels in the last place would go through all layers, and torch's group norm is 30 times slower with them
-    return ((frames * visible) * 2 - 1).contiguous(), subject_mask
+    source = (torch.cat([frames, frames * visible]) * 2 - 1).contiguous()
+    return source, subject_mask.repeat(2, 1, 1, 1), visible
+
+
+def disagreement(latent: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """How far the latents of whole pictures and of their visible parts are apart, where a latent pixel shows the same in both.
+
+    HFA gives the UNet the subject on black; what it then has to paint is the subject before a background. Without this loss the
+    two differ by a sixth of the latents' variance even where the subject covers a latent pixel, and by half of it where it
+    covers most of one, so that the UNet has to encode anew what it could copy.
+
+    Args:
+        latent: `[2 N, C, h, w]`, whole pictures first. visible: `[N, 1, H, W]` in 0..1.
+
+    Returns:
+        Mean square difference in units of the latents' variance, weighed by the third power of the visible share.
+    """
+    whole, part = latent.chunk(2)
+    weight = F.adaptive_avg_pool2d(visible, tuple(latent.shape[-2:])) ** 3
+    # nothing may be visible anywhere, so the sum may be 0
+    difference = ((whole - part).square() * weight).sum() / (weight.sum() * latent.shape[1]).clamp_min(1)
+    return difference / latent.detach().var()
 
 
 def reconstruction_loss(pictures: torch.Tensor, result: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -119,14 +145,15 @@ def run(
     parameters = {name: value for name, value in autoencoder.named_parameters() if value.requires_grad}
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
-        source, subject_mask = pictures(batch, generator)
+        source, subject_mask, visible = pictures(batch, generator)
         with autocast("cpu", torch.bfloat16):
             moments = autoencoder.quant_conv(autoencoder.encoder(source))
             latent = moments[:, : config["embed_dim"]].float()
             noise = torch.randn(latent.shape, generator=generator) * latent.detach().std() * LATENT_NOISE
             result = autoencoder.decoder(autoencoder.post_quant_conv(latent + noise)).float()
         weight = 1 + SUBJECT_WEIGHT * F.max_pool2d(subject_mask, 3, 1, 1)
-        return reconstruction_loss(source, result, weight) + LATENT_PENALTY * latent.square().mean()
+        penalties = LATENT_PENALTY * latent.square().mean() + AGREEMENT_WEIGHT * disagreement(latent, visible)
+        return reconstruction_loss(source, result, weight) + penalties
 
     measured: dict[str, float] = {}
 

@@ -34,12 +34,11 @@ logger = logging.getLogger("magdiff")
 IMAGE_VALUE_GAIN = 3.0
 """As `own_checkpoint.CROSS_ATTENTION_GAIN`, for the values of the image tokens, whose part the subject latent shares."""
 STRONG_NOISE = 900
-STRONG_SHARE = 0.3
+STRONG_SHARE = 0.2
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
-STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 800, EDIT: 150}
-"""Batches of these kinds get no timestep below. A subject is small: where it goes can be read off the input below 700; and
-below 150 an edit's details, so that its subject latents teach nothing there."""
+STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 800}
+"""Batches of these kinds get no timestep below. A subject is small: where it goes can be read off the input below 700."""
 
 PROMPT_BATCHES = 150
 """Batches at the start that hold prompts and strong noise alone. Measured: the background follows the prompt after 100 of
@@ -47,15 +46,18 @@ them. A model that begins with subjects and all noises learns to do without prom
 
 
 def draw_timesteps(count: int, generator: torch.Generator, kind: str = GENERATE) -> torch.Tensor:
-    """`[count]` in 0..999: `STRONG_SHARE` evenly above `STRONG_NOISE`, the others below it with more of the noisier ones.
+    """`[count]` in 0..999: `STRONG_SHARE` above `STRONG_NOISE`, the others below it, both evenly.
 
-    Batches of a kind in `STRONG_KINDS` get strong noise alone.
+    Batches of a kind in `STRONG_KINDS` get strong noise alone. Those of EDIT, whose pictures tell nearly everything, get all
+    timesteps evenly.
     """
     draw = torch.rand(count, generator=generator)
     if kind in STRONG_KINDS:
         return (STRONG_KINDS[kind] + (1000 - STRONG_KINDS[kind]) * draw).long()
+    if kind == EDIT:
+        return (1000 * draw).long()
     strong = torch.rand(count, generator=generator) < STRONG_SHARE
-    return torch.where(strong, STRONG_NOISE + (1000 - STRONG_NOISE) * draw, STRONG_NOISE * draw**0.7).long()
+    return torch.where(strong, STRONG_NOISE + (1000 - STRONG_NOISE) * draw, STRONG_NOISE * draw).long()
 
 
 WORD_WEIGHT = 0.05
