@@ -8,7 +8,7 @@ File keys (all parts optional; `<ResBlock>` and `<transformer block>` are LDM na
     temporal.<kind>.<layer>.*                                                follows a whole layer of the base: temporal/kinds.py
     temporal.fps_embedding.{0,2}.{weight,bias}                               frame rate in the time embedding
     apa.<transformer block>.{to_k_image.weight,to_v_image.weight,alpha_text,alpha_image}
-    hfa.level.{1,2}.{conv_in,conv_out}.{weight,bias}, hfa.conv_z.weight      conv_z [C0, 4, 3, 3]
+    hfa.level.{1,2}.{conv_in,conv_out}.{weight,bias}, hfa.conv_z.weight      conv_z [C0, latent channels, 3, 3]
     projector.*                                                              alignment/projectors.py
 
 `base.<LDM key>` entries (differences to weights of the base) are not part of the module: the host applies them as patches.

@@ -18,8 +18,8 @@ LEVEL_HIDDEN = 32
 def adapter_config(image_width: int, projector_heads: int, latent_scale: float, prediction: str = "v") -> AdapterConfig:
     """The small model's: last layer, no crop, RGB; and the subject latent in every frame.
 
-    The paper gives it to the first frame alone. Measured over 12000 steps with that: the further a frame was from the first,
-    the less was left of the subject (RMSE 0.157), as all of it had to go through a few narrow layers along time.
+    The paper gives it to the first frame alone; here all of the subject would have to go through a few narrow layers along time.
+    Measured: RMSE 0.157 after 12000 steps with that, 0.131 after 8500 more with this and a better autoencoder (not told apart).
     """
     return AdapterConfig(
         base="the small model magdiff-mini.safetensors",
