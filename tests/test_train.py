@@ -236,10 +236,10 @@ def test_more_timesteps_are_strong_noise_and_at_the_start_all(comfy_session):
     mixed = diffusion.draw_timesteps(20000, torch.Generator().manual_seed(1))
     assert mixed.min() >= 0 and mixed.max() == 999
     assert float((mixed >= 900).float().mean()) == pytest.approx(diffusion.STRONG_SHARE, abs=0.02)
-    for kind, lowest in diffusion.STRONG_KINDS.items():
+    for kind, lowest in diffusion.EVEN_FROM.items():
         strong = diffusion.draw_timesteps(1000, torch.Generator().manual_seed(1), kind)
         assert lowest <= strong.min() < lowest + 10 and strong.max() == 999
-    assert diffusion.STRONG_KINDS["prompts"] == 900
+    assert diffusion.EVEN_FROM["prompts"] == 900
     even = diffusion.draw_timesteps(20000, torch.Generator().manual_seed(1), "edit")
     assert float((even >= 900).float().mean()) == pytest.approx(0.1, abs=0.01) and even.min() < 5
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from magdiff_core.data import procedural
 from magdiff_core.metrics.subject import Template
-from magdiff_core.train.batches import LOOK, widened
+from magdiff_core.train.batches import widened, with_looks
 
 OTHERS = 7
 """Subjects that the given one must be told from."""
@@ -95,8 +95,7 @@ def _other_looks(source: procedural.ClipSpec, generator: torch.Generator) -> pro
     fits = (grouped["shape"] != source.shape[:, None]) & (grouped["colour"] != source.colour[:, None])
     fits &= (grouped["colour"] != ground) & (grouped["second_colour"] != ground)
     chosen = drawn.select(torch.arange(count) * LOOKS + fits.float().argmax(1))
-    jitter = torch.cat([chosen.colour_jitter[:, :2], source.colour_jitter[:, 2:]], 1)
-    return source.replace(**{name: getattr(chosen, name) for name in LOOK}, colour_jitter=jitter)
+    return with_looks(source, chosen)
 
 
 def _replacements(source: procedural.ClipSpec, source_mask: Tensor, generator: torch.Generator) -> list[Replacement]:

@@ -15,6 +15,7 @@ from torch import autocast
 
 from ..data import procedural
 from ..host import own_checkpoint
+from .batches import widened
 from .checkpoint import MovingAverage, load_state, save_state
 from .export import read_files
 from .loop import Schedule, train
@@ -47,7 +48,7 @@ def pictures(count: int, generator: torch.Generator, split: str = "train") -> tu
     frames, subject_mask = procedural.render(spec, frames=1)
     frames, subject_mask = frames[:, 0].permute(0, 3, 1, 2), subject_mask[:, :1]
     draw = torch.rand(scenes, generator=generator)[:, None, None, None]
-    visible = torch.where(draw < 0.25, 1 - F.max_pool2d(subject_mask, 5, 1, 2), subject_mask) * (draw < 15 / 16)
+    visible = torch.where(draw < 0.25, 1 - widened(subject_mask, 2), subject_mask) * (draw < 15 / 16)
     # contiguous: channels in the last place would go through all layers, and torch's group norm is 30 times slower with them
     source = (torch.cat([frames, frames * visible]) * 2 - 1).contiguous()
     return source, subject_mask.repeat(2, 1, 1, 1), visible
@@ -151,7 +152,7 @@ def run(
             latent = moments[:, : config["embed_dim"]].float()
             noise = torch.randn(latent.shape, generator=generator) * latent.detach().std() * LATENT_NOISE
             result = autoencoder.decoder(autoencoder.post_quant_conv(latent + noise)).float()
-        weight = 1 + SUBJECT_WEIGHT * F.max_pool2d(subject_mask, 3, 1, 1)
+        weight = 1 + SUBJECT_WEIGHT * widened(subject_mask, 1)
         penalties = LATENT_PENALTY * latent.square().mean() + AGREEMENT_WEIGHT * disagreement(latent, visible)
         return reconstruction_loss(source, result, weight) + penalties
 

@@ -149,12 +149,18 @@ def draw_motions(generator: torch.Generator) -> Tensor:
     return torch.cat([shuffled[~direction], shuffled[direction]])[:GROUP]
 
 
+def with_looks(spec: procedural.ClipSpec, other: procedural.ClipSpec) -> procedural.ClipSpec:
+    """The clips of `spec` with the looks of the subjects of `other`."""
+    jitter = torch.cat([other.colour_jitter[:, :2], spec.colour_jitter[:, 2:]], 1)
+    return spec.replace(**{name: getattr(other, name) for name in LOOK}, colour_jitter=jitter)
+
+
 def other_looks(spec: procedural.ClipSpec, generator: torch.Generator) -> procedural.ClipSpec:
     """The same clips with subjects of other looks. One of the background's colour would not be seen: such a clip keeps its own."""
     other = procedural.sample(len(spec), generator)
     unseen = (other.colour == spec.background_colour) | (other.second_colour == spec.background_colour)
-    jitter = torch.cat([other.colour_jitter[:, :2], spec.colour_jitter[:, 2:]], 1)
-    looks = {name: getattr(other, name) for name in LOOK} | {"colour_jitter": jitter}
+    changed = with_looks(spec, other)
+    looks = {name: getattr(changed, name) for name in (*LOOK, "colour_jitter")}
     return spec.replace(
         **{name: torch.where(unseen.view(-1, *[1] * (look.ndim - 1)), getattr(spec, name), look) for name, look in looks.items()}
     )

@@ -37,8 +37,9 @@ STRONG_NOISE = 900
 STRONG_SHARE = 0.2
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
-STRONG_KINDS = {PROMPTS: 900, TOKENS: 700, MOTION: 800}
-"""Batches of these kinds get no timestep below. A subject is small: where it goes can be read off the input below 700."""
+EVEN_FROM = {PROMPTS: 900, TOKENS: 700, MOTION: 800, EDIT: 0}
+"""Batches of these kinds draw their timesteps evenly from this one on. A subject is small: where it goes can be read off the
+input below 700. The pictures of an edit tell nearly everything, at any noise."""
 
 PROMPT_BATCHES = 150
 """Batches at the start that hold prompts and strong noise alone. Measured: the background follows the prompt after 100 of
@@ -48,14 +49,11 @@ them. A model that begins with subjects and all noises learns to do without prom
 def draw_timesteps(count: int, generator: torch.Generator, kind: str = GENERATE) -> torch.Tensor:
     """`[count]` in 0..999: `STRONG_SHARE` above `STRONG_NOISE`, the others below it, both evenly.
 
-    Batches of a kind in `STRONG_KINDS` get strong noise alone. Those of EDIT, whose pictures tell nearly everything, get all
-    timesteps evenly.
+    Batches of a kind in `EVEN_FROM` get no timestep below the one there, and all others evenly.
     """
     draw = torch.rand(count, generator=generator)
-    if kind in STRONG_KINDS:
-        return (STRONG_KINDS[kind] + (1000 - STRONG_KINDS[kind]) * draw).long()
-    if kind == EDIT:
-        return (1000 * draw).long()
+    if kind in EVEN_FROM:
+        return (EVEN_FROM[kind] + (1000 - EVEN_FROM[kind]) * draw).long()
     strong = torch.rand(count, generator=generator) < STRONG_SHARE
     return torch.where(strong, STRONG_NOISE + (1000 - STRONG_NOISE) * draw, STRONG_NOISE * draw).long()
 
