@@ -112,7 +112,7 @@ def make_cases(count: int, seed: int) -> list[Case]:
     """`count` tasks on (shape, colour) and (background colour, pattern) pairs that training never shows."""
     generator = torch.Generator().manual_seed(seed)
     source, target = procedural.cross_pairs(count, generator, "test")
-    edit = target.replace(motion=source.motion, speed=source.speed, growth=source.growth)
+    edit = target.replace(motion=source.motion)
     others = procedural.sample(OTHERS * count, generator, "test")
     source_frames, source_mask = procedural.render(source)
     target_frames, target_mask = procedural.render(target)

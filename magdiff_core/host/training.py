@@ -8,7 +8,7 @@ import comfy.clip_model
 import comfy.model_patcher
 import comfy.samplers
 import torch
-from comfy.ldm.modules.attention import attention_basic, attention_pytorch
+from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -68,10 +68,24 @@ SHORT = 512
 """Tokens up to which attention on a CPU is two plain products: the backward pass of torch's own took a quarter of a step there."""
 
 
-def differentiable_attention(_chosen: Callable, query: Tensor, key: Tensor, *args, **kwargs) -> Tensor:
+def two_products(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Softmax attention with merged heads: q `[N, Lq, C]`, k and v `[N, Lk, C]` -> `[N, Lq, C]`.
+
+    The queries are scaled, not the far larger products.
+    """
+    query, key, value = (states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in (query, key, value))
+    weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(-1)
+    return (weights @ value).transpose(1, 2).flatten(2)
+
+
+def differentiable_attention(
+    _chosen: Callable, query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None, **kwargs
+) -> Tensor:
     """Attention with a backward pass, in place of the one that ComfyUI chose: not all have one."""
-    short = query.device.type == "cpu" and max(query.shape[-2], key.shape[-2]) <= SHORT
-    return (attention_basic if short else attention_pytorch)(query, key, *args, **kwargs)
+    short = query.device.type == "cpu" and query.ndim == 3 and max(query.shape[-2], key.shape[-2]) <= SHORT
+    if short and mask is None:
+        return two_products(query, key, value, heads)
+    return attention_pytorch(query, key, value, heads, mask, **kwargs)
 
 
 def checkpointed(handler: Callable) -> Callable:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from ..data.procedural import CELL, DOT_PERIOD, DOT_RADIUS, PATTERNS, SIZE, background_tones
 
 PHASE_STEP = 2
-"""Pixels between the phases that are tried; the clips' own are multiples of `procedural.PHASE_STEP`."""
+"""Pixels between the phases that are tried. The clips' own patterns begin at the corner; one that drifts keeps its name."""
 MARGIN = 3
 """Pixels around the subject that count as neither subject nor background."""
 

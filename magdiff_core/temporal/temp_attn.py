@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .attention import attend
+
 NORM_EPS = 1e-5
 
 
@@ -38,7 +40,7 @@ class TempAttn(nn.Module):
             .flatten(1, 2)
             .unbind(0)
         )
-        h = nn.functional.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v)
         h = h.reshape(rows // frames, tokens, heads, frames, -1).permute(0, 3, 1, 2, 4).reshape(x.shape)
         h = self.to_out(h)
         return z + h if strength == 1.0 else torch.add(z, h, alpha=strength)

@@ -29,14 +29,14 @@ MOTION = "motion"
 """As GENERATE, in groups of clips (`GROUP`) that differ in the motion alone, noise included, so that only the motion's word
 can tell them apart. Measured: after 3200 steps without them the word had no effect at all; with them it has one within 125."""
 
-KINDS = ((PLAIN, 0.12), (TOKENS, 0.02), (LATENTS, 0.02), (EDIT, 0.4), (MOTION, 0.08), (GENERATE, 0.36))
+KINDS = ((PLAIN, 0.06), (TOKENS, 0.02), (LATENTS, 0.02), (EDIT, 0.42), (MOTION, 0.06), (GENERATE, 0.42))
 GROUP = 4
 DIRECTIONS = 4
 """The first of `procedural.MOTIONS`."""
 DIRECTIONS_SHARE = 0.4
 LOOK = ("shape", "blob", "colour", "second_colour", "texture", "texture_angle", "texture_cycles", "texture_phase", "spots")
 """Fields of a clip that its subject's look consists of, with two thirds of `colour_jitter`."""
-SUBJECT_WEIGHT = 8.0
+SUBJECT_WEIGHT = 16.0
 """Added weight of the loss where the subject is: it covers a twelfth of the picture and carries identity and motion."""
 SWEPT_WEIGHT = 20.0
 """The same for `MOTION` and `TOKENS`, wherever the subject comes by in any frame: painting it at a wrong place costs too."""
@@ -45,7 +45,9 @@ UNKNOWN_WORD = 0.01
 UNKNOWN_WORD_TEXT = "something"
 """Not in the vocabulary, so it becomes the unknown word."""
 OTHER_POSE = 0.5
-"""Share of the references that show the subject in another pose than the clip does, so that image tokens matter."""
+"""Share of the references that show the subject in another pose than the clip does, so that image tokens matter: such a clip has
+no subject latents, which say where the subject is. (Measured while it had them: half of the time they were in the wrong place,
+and a subject in motion came out as a blot.)"""
 TOKENS_RADIUS = 16.0
 INVERSE_EDIT = 0.4
 """Share of `EDIT` batches' clips that keep the background and paint the subject that the prompt names into a hole."""
@@ -58,7 +60,7 @@ class Batch:
     """`latents [B, F, C, h, w]`, a prompt a clip, the loss's `weight [B, F, 1, h, w]` (1 outside of the subject),
     `pictures [B, n, H, W, 3]` of the subject (n is 1 or F, and last a black
     one) or None, and the pyramid levels `[B, n, C, h_l, w_l]` of the same pictures (without the black one) or None.
-    Each `group` neighbours in B share noise and timestep."""
+    Each `group` neighbours in B share noise and timestep. Levels of zeros: that clip is to do without subject latents."""
 
     kind: str
     latents: Tensor
@@ -118,8 +120,9 @@ def reference_pictures(
     other_pose: float = OTHER_POSE,
     group: int = 1,
     alignments: Alignments = ALL,
-) -> Tensor:
-    """Subject on black `[B, 1, 64, 64, 3]`: frame 0 of the clip, or in `other_pose` of the cases the same subject elsewhere.
+) -> tuple[Tensor, Tensor]:
+    """Subject on black `[B, 1, 64, 64, 3]`: frame 0 of the clip, or in `other_pose` of the cases the same subject elsewhere; and
+    which ones those are, bool `[B]`.
 
     Each `group` neighbours, whose own pose is the same, share the other one too. Without SDA they stand on the clip's background.
     """
@@ -132,9 +135,10 @@ def reference_pictures(
         for name in ("centre", "radius", "rotation")
     }
     posed = spec.replace(**pose)
+    moved = moved.repeat_interleave(group, 0)[: len(spec)]
     if not alignments.sda:
-        return procedural.render(posed, frames=1)[0]
-    return cut_out(*procedural.render_subject(posed, frames=1), procedural.background(spec).roll(group, 0))
+        return procedural.render(posed, frames=1)[0], moved
+    return cut_out(*procedural.render_subject(posed, frames=1), procedural.background(spec).roll(group, 0)), moved
 
 
 def draw_motions(generator: torch.Generator) -> Tensor:
@@ -239,6 +243,8 @@ def draw_batch(
     prompts = draw_prompts(spec, generator, kind == TOKENS)
     if kind in (PROMPTS, PLAIN):
         return Batch(kind, latents, prompts, weight, None, None)
+    with_tokens = kind != LATENTS and alignments.apa
+    moved = torch.zeros(count, dtype=torch.bool)
     if kind == EDIT:
         inverse = torch.rand(count, 1, 1, 1, 1, generator=generator) < INVERSE_EDIT
         _, before_mask = procedural.render_subject(other_looks(spec, generator))
@@ -249,22 +255,22 @@ def draw_batch(
         if not alignments.sda:
             pictures = frames
     else:
-        pictures = reference_pictures(spec, generator, OTHER_POSE, group, alignments)
+        pictures, moved = reference_pictures(spec, generator, OTHER_POSE if with_tokens else 0.0, group, alignments)
     pyramid = None
     if kind != TOKENS and alignments.hfa:
-        pyramid = encode_pyramid(autoencoder, pictures, tuple(latents.shape[-2:]))
-    with_tokens = kind != LATENTS and alignments.apa
+        levels = encode_pyramid(autoencoder, pictures, tuple(latents.shape[-2:]))
+        pyramid = tuple(level.masked_fill(moved.view(-1, 1, 1, 1, 1), 0.0) for level in levels)
     pictures = torch.cat([pictures, torch.zeros_like(pictures[:, :1])], 1) if with_tokens else None
     return Batch(kind, latents, prompts, weight, pictures, pyramid, group)
 
 
 class BatchSource:
-    """Gives each batch `USES` times, with noise and timestep drawn anew by the caller: encoding is a fifth of a step's work.
+    """Gives each batch `USES` times, with noise and timestep drawn anew by the caller: encoding costs as much as half a step.
 
     The state of a pending batch is the generator's state before it was drawn, so a resumed run draws the same one again.
     """
 
-    USES = 3
+    USES = 4
 
     def __init__(self, draw: Callable[[torch.Generator, int], Batch]) -> None:
         """`draw`: makes batch number n (from 0) with the generator."""

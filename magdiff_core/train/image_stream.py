@@ -31,7 +31,7 @@ def own_directions(loaded: LoadedCheckpoint, projector: torch.nn.Module, count: 
     It takes away what the mean of `count` subjects and the black picture consist of.
     """
     generator = torch.Generator().manual_seed(seed)
-    pictures = reference_pictures(procedural.sample(count, generator), generator)[:, 0]
+    pictures = reference_pictures(procedural.sample(count, generator), generator)[0][:, 0]
     mean = torch.cat([projector(encode_pictures(loaded, part)) for part in pictures.split(64)]).mean(0)
     black = projector(encode_pictures(loaded, torch.zeros_like(pictures[:1])))[0]
     directions, size, _ = torch.linalg.svd(torch.cat([black, mean]).T, full_matrices=False)

@@ -97,7 +97,7 @@ def train(
     vectors = [value for value in parameters.values() if value.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=schedule.rate, betas=(0.9, 0.99),
+        lr=schedule.rate, betas=(0.9, 0.99), fused=True,
     )  # fmt: skip
     optimizer, parameters = engine.prepare(optimizer, parameters)
     average = MovingAverage(parameters, schedule.average_decay)

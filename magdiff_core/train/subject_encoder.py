@@ -76,7 +76,7 @@ def run(
 
     def loss_of(generator: torch.Generator) -> Tensor:
         spec = procedural.sample(batch, generator)
-        pictures = reference_pictures(spec, generator)[:, 0]
+        pictures = reference_pictures(spec, generator)[0][:, 0]
         with autocast("cpu", torch.bfloat16):
             tokens = projector(encode_pictures(stage.loaded, pictures))
         return readout_loss(readout, tokens.float(), pictures, spec)
@@ -105,7 +105,7 @@ def by_file_key(encoder: nn.Module, projector: nn.Module) -> dict[str, nn.Parame
 def standardise(loaded: LoadedCheckpoint, projector: nn.Module, count: int = 256, seed: int = 98) -> None:
     """Scales the last norm so that the tokens have a mean square of 1, as those of a prompt: the readout likes small ones."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = reference_pictures(procedural.sample(count, generator), generator)[:, 0]
+    pictures = reference_pictures(procedural.sample(count, generator), generator)[0][:, 0]
     size = torch.cat([projector(encode_pictures(loaded, part)) for part in pictures.split(32)]).square().mean().sqrt()
     projector.norm_out.weight /= size
     projector.norm_out.bias /= size
