@@ -55,8 +55,8 @@ TEMPLATES = (
 CELL = 16.0
 """Pixels across a stripe or a square of a background: four latent pixels, so that the autoencoder keeps its edges."""
 DOT_PERIOD, DOT_RADIUS = 16.0, 5.0
-SPEED = 3.0
-"""Pixels a frame of a subject that moves."""
+SPEED = 2.0
+"""Pixels a frame of a subject that moves: half a latent pixel, so that every second frame holds the same latents elsewhere."""
 GROWTH = 0.0675
 """Nats of length a frame of a subject that grows, or shrinks."""
 TEXTURE_PERIODS = (8.0, 12.0)
