@@ -209,7 +209,7 @@ def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder
             if not value.any():
                 value.normal_(std=0.05)
     kinds = [batches.PROMPTS, *(kind for kind, _ in batches.KINDS)]
-    assert len(set(kinds)) == 7 and sum(share for _, share in batches.KINDS) == pytest.approx(1)
+    assert len(set(kinds)) == 8 and sum(share for _, share in batches.KINDS) == pytest.approx(1)
     uses_tokens = {batches.TOKENS, batches.EDIT, batches.GENERATE, batches.MOTION}
     uses_latents = {batches.LATENTS, batches.EDIT, batches.GENERATE, batches.MOTION}
     for kind in kinds:
@@ -241,7 +241,8 @@ def test_more_timesteps_are_strong_noise_and_at_the_start_all(comfy_session):
         assert lowest <= strong.min() < lowest + 10 and strong.max() == 999
     assert diffusion.EVEN_FROM["prompts"] == 900
     even = diffusion.draw_timesteps(20000, torch.Generator().manual_seed(1), "edit")
-    assert float((even >= 900).float().mean()) == pytest.approx(0.1, abs=0.01) and even.min() < 5
+    lowest = diffusion.EVEN_FROM["edit"]
+    assert float((even >= 900).float().mean()) == pytest.approx(100 / (1000 - lowest), abs=0.01) and even.min() < lowest + 5
 
 
 def test_a_group_of_motion_clips_differs_in_the_motion_alone(config, autoencoder_file, monkeypatch):
@@ -276,6 +277,24 @@ def test_a_group_of_motion_clips_differs_in_the_motion_alone(config, autoencoder
     noise = ((seen["x"] - signal * drawn.latents) / spread).unflatten(0, (2, batches.GROUP))
     assert torch.allclose(noise, noise[:, :1].expand_as(noise), atol=1e-4) and not torch.allclose(noise[0], noise[1], atol=0.1)
     assert procedural.FRAMES == drawn.latents.shape[1]
+
+
+def test_a_group_of_pattern_clips_differs_in_the_pattern_alone_and_keeps_the_test_pairs_out(config, autoencoder_file):
+    from magdiff_core.data import procedural
+    from magdiff_core.train import autoencoder, batches
+
+    spec = batches.draw_clips(64, torch.Generator().manual_seed(3), batches.PATTERN)
+    assert not procedural.held_out_background(spec.background_colour, spec.pattern).any()
+    for first in range(0, 64, batches.GROUP):
+        members = spec.select(slice(first, first + batches.GROUP))
+        assert len(set(members.pattern.tolist())) == batches.GROUP
+        for name in ("motion", "background_colour", "shape", "centre", "colour_jitter", "shading"):
+            values = getattr(members, name)
+            assert torch.equal(values, values[:1].expand_as(values)), name
+    assert set(spec.pattern.tolist()) == set(range(len(procedural.PATTERNS)))
+    vae = autoencoder.load(autoencoder_file, config["autoencoder"])
+    drawn = batches.draw_batch(vae, 6, torch.Generator().manual_seed(3), batches.PATTERN)
+    assert drawn.group == batches.GROUP and drawn.pictures is None and drawn.pyramid is None and (drawn.weight == 1).all()
 
 
 def test_a_group_of_token_clips_differs_in_the_look_alone_and_no_prompt_names_it(comfy_session):
