@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import GroupNorm
 
+from magdiff_core.temporal.attention import attend
 from magdiff_core.temporal.clip_norm import clip_group_norm
 from magdiff_core.temporal.position import frame_positions
 from magdiff_core.temporal.temp_attn import TempAttn
@@ -103,6 +104,16 @@ def test_temp_attn_is_attention_over_frames_token_by_token(strength):
             expected = z + strength * h
             for f in range(frames):
                 assert torch.allclose(out[clip * frames + f, token], expected[f], atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_attention_over_frames_is_torch_s_own_in_every_precision(dtype):
+    q, k, v = torch.randn(3, 6, 2, 8, 32, generator=torch.Generator().manual_seed(0))
+    expected = nn.functional.scaled_dot_product_attention(q, k, v)
+    found = attend(q.to(dtype), k.to(dtype), v.to(dtype))
+    assert found.dtype == dtype
+    # for values up to 4
+    assert torch.allclose(found.float(), expected, atol=8 * torch.finfo(dtype).eps)
 
 
 def test_temp_attn_of_one_frame_adds_the_first_position_only():

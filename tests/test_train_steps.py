@@ -141,6 +141,22 @@ def line(tmp_path, parts: int, losses: list[float]) -> Recording:
     return engine
 
 
+@pytest.mark.parametrize("tokens", [12, 600])
+def test_attention_of_a_step_is_torch_s_own_with_its_gradients(comfy_session, tokens):
+    from magdiff_core.host.training import differentiable_attention
+
+    drawn = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, count, 64, generator=drawn, requires_grad=True) for count in (20, tokens, tokens)]
+    heads = [states.unflatten(-1, (2, 32)).transpose(1, 2) for states in inputs]
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    found = differentiable_attention(None, *inputs, 2, transformer_options={})
+    assert torch.allclose(found, expected, atol=1e-5)
+    upstream = torch.randn(expected.shape, generator=drawn)
+    gradients = (torch.autograd.grad(out, inputs, upstream) for out in (found, expected))
+    for one, other in zip(*gradients):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_a_step_in_parts_has_the_gradient_and_the_loss_of_the_whole_batch(tmp_path):
     losses: list[float] = []
     whole, halves, quarters = (line(tmp_path / str(parts), parts, losses).seen for parts in (1, 2, 4))
