@@ -279,7 +279,8 @@ def draw_batch(
 
 
 class BatchSource:
-    """Gives each batch `USES` times, with noise and timestep drawn anew by the caller: encoding costs as much as half a step.
+    """Gives each batch `USES` times, with noise and timestep drawn anew by the caller: to draw and encode one costs
+    a third of a step's work, of edits more than a step's.
 
     The state of a pending batch is the generator's state before it was drawn, so a resumed run draws the same one again.
     """
