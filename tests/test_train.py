@@ -326,7 +326,8 @@ def test_the_loss_weighs_the_subject_and_for_motion_all_that_it_sweeps(comfy_ses
     share[0, 0, 0, 0, 0] = 1.0
     share[0, 1, 0, 0, 1] = 0.5
     plain = batches.loss_weight(share, batches.GENERATE).flatten().tolist()
-    assert plain == [9.0, 1.0, 1.0, 1.0, 5.0, 1.0]
+    assert plain == [17.0, 1.0, 1.0, 1.0, 9.0, 1.0]
+    assert (batches.loss_weight(share, batches.PATTERN) == 1).all()
     swept = batches.loss_weight(share, batches.MOTION).flatten().tolist()
     assert swept == [21.0, 11.0, 1.0] * 2
 

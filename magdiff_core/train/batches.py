@@ -34,7 +34,7 @@ those for textures, too, and the noise decides before they do: 47 % right after 
 with them, so they are not enough yet."""
 
 KINDS = (
-    (PLAIN, 0.04), (PATTERN, 0.12), (TOKENS, 0.02), (LATENTS, 0.02), (EDIT, 0.38), (MOTION, 0.06), (GENERATE, 0.36),
+    (PLAIN, 0.05), (PATTERN, 0.15), (TOKENS, 0.02), (LATENTS, 0.02), (EDIT, 0.36), (MOTION, 0.06), (GENERATE, 0.34),
 )  # fmt: skip
 GROUP = 4
 GROUPED = (MOTION, PATTERN, TOKENS)

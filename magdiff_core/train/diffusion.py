@@ -37,10 +37,10 @@ STRONG_NOISE = 900
 STRONG_SHARE = 0.2
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
-EVEN_FROM = {PROMPTS: 900, PATTERN: 850, TOKENS: 700, MOTION: 800, EDIT: 250}
+EVEN_FROM = {PROMPTS: 900, PATTERN: 960, TOKENS: 700, MOTION: 800, EDIT: 250}
 """Batches of these kinds draw their timesteps evenly from this one on. A subject is small: where it goes can be read off the
 input below 700. The pictures of an edit tell nearly everything at any noise, but below 250 the input tells it, too: sampling gets
-there with what was copied from the pictures before."""
+there with what was copied from the pictures before. A still pattern can be read off the input up to 960, where sampling begins."""
 
 PROMPT_BATCHES = 150
 """Batches at the start that hold prompts and strong noise alone. Measured: the background follows the prompt after 100 of
