@@ -29,9 +29,8 @@ MOTION = "motion"
 """As GENERATE, in groups of clips (`GROUP`) that differ in the motion alone, noise included, so that only the motion's word
 can tell them apart. Measured: after 3200 steps without them the word had no effect at all; with them it has one within 125."""
 PATTERN = "pattern"
-"""As PLAIN, in groups of clips (`GROUP`) that differ in the background's pattern alone, noise included. The words for patterns are
-those for textures, too, and the noise decides before they do: 47 % right after 20000 steps without such groups, 55 % after 2300
-with them, so they are not enough yet."""
+"""As PLAIN, in groups of clips (`GROUP`) that differ in the background's pattern alone, noise included. Measured: without
+them the noise decided, 47 % right after 20000 steps; with them, at timesteps from 960 on, 94 % after 400 more."""
 
 KINDS = (
     (PLAIN, 0.05), (PATTERN, 0.15), (TOKENS, 0.02), (LATENTS, 0.02), (EDIT, 0.36), (MOTION, 0.06), (GENERATE, 0.34),
