@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..adapter import AdapterConfig, MagDiffAdapter
+from ..temporal.attention import two_products
 from .adapter_file import adapter_patcher
 from .attach import apply_adapter
 from .call import PartStrengths
@@ -68,23 +69,14 @@ SHORT = 512
 """Tokens up to which attention on a CPU is two plain products: the backward pass of torch's own took a quarter of a step there."""
 
 
-def two_products(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Softmax attention with merged heads: q `[N, Lq, C]`, k and v `[N, Lk, C]` -> `[N, Lq, C]`.
-
-    The queries are scaled, not the far larger products.
-    """
-    query, key, value = (states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in (query, key, value))
-    weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(-1)
-    return (weights @ value).transpose(1, 2).flatten(2)
-
-
 def differentiable_attention(
     _chosen: Callable, query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None, **kwargs
 ) -> Tensor:
     """Attention with a backward pass, in place of the one that ComfyUI chose: not all have one."""
     short = query.device.type == "cpu" and query.ndim == 3 and max(query.shape[-2], key.shape[-2]) <= SHORT
     if short and mask is None:
-        return two_products(query, key, value, heads)
+        states = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key, value))
+        return two_products(*states).transpose(1, 2).flatten(2)
     return attention_pytorch(query, key, value, heads, mask, **kwargs)
 
 

@@ -9,6 +9,14 @@ ROWS_AT_ONCE = 2**15
 """Rows of one attention call. Fused kernels on a GPU fail beyond 65535, which a clip of 1024 x 576 pixels comes near to."""
 
 
+def two_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of q `[..., Lq, width]`, k and v `[..., Lk, width]`, one row a head.
+
+    The queries are scaled, not the far larger products.
+    """
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of `[..., F, width]`, one row a head.
 
@@ -16,7 +24,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     the backward pass.
     """
     if q.device.type == "cpu" and q.dtype in (torch.float16, torch.bfloat16):
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return two_products(q, k, v)
     return nn.functional.scaled_dot_product_attention(q, k, v)
 
 
