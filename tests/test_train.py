@@ -209,9 +209,9 @@ def test_every_kind_of_batch_trains_the_parts_that_it_should(config, autoencoder
             if not value.any():
                 value.normal_(std=0.05)
     kinds = [batches.PROMPTS, *(kind for kind, _ in batches.KINDS)]
-    assert len(set(kinds)) == 8 and sum(share for _, share in batches.KINDS) == pytest.approx(1)
-    uses_tokens = {batches.TOKENS, batches.EDIT, batches.GENERATE, batches.MOTION}
-    uses_latents = {batches.LATENTS, batches.EDIT, batches.GENERATE, batches.MOTION}
+    assert len(set(kinds)) == 9 and sum(share for _, share in batches.KINDS) == pytest.approx(1)
+    uses_tokens = {batches.TOKENS, batches.EDIT, batches.REPLACE, batches.GENERATE, batches.MOTION}
+    uses_latents = {batches.LATENTS, batches.EDIT, batches.REPLACE, batches.GENERATE, batches.MOTION}
     for kind in kinds:
         drawn = batches.draw_batch(encoder, 2, torch.Generator().manual_seed(1), kind)
         assert drawn.latents.shape[1] == (2 if kind == batches.PROMPTS else 8)
@@ -326,7 +326,7 @@ def test_the_loss_weighs_the_subject_and_for_motion_all_that_it_sweeps(comfy_ses
     share[0, 0, 0, 0, 0] = 1.0
     share[0, 1, 0, 0, 1] = 0.5
     plain = batches.loss_weight(share, batches.GENERATE).flatten().tolist()
-    assert plain == [17.0, 1.0, 1.0, 1.0, 9.0, 1.0]
+    assert plain == [17.0, 7.0, 1.0, 4.0, 9.0, 4.0]
     assert (batches.loss_weight(share, batches.PATTERN) == 1).all()
     swept = batches.loss_weight(share, batches.MOTION).flatten().tolist()
     assert swept == [21.0, 11.0, 1.0] * 2
@@ -437,6 +437,38 @@ def test_a_hole_for_another_subject_has_room_for_it_and_the_one_before(config, a
     pictures = drawn.pictures[:, :-1]
     assert not pictures[hole == 1].any() and torch.equal(pictures[hole == 0], frames[hole == 0])
     assert (hole - subject_mask).sum() > 100 and (before_mask > subject_mask).any()
+
+
+def test_a_group_of_replacements_shares_hole_and_noise_and_differs_in_the_subject_that_its_prompts_name(
+    config, autoencoder_file, monkeypatch
+):
+    from magdiff_core.data import procedural
+    from magdiff_core.train import autoencoder, batches
+
+    spec = batches.draw_clips(64, torch.Generator().manual_seed(3), batches.REPLACE)
+    for name in ("motion", "centre", "radius", "rotation", "pattern", "background_colour"):
+        first = getattr(spec, name)[:: batches.GROUP].repeat_interleave(batches.GROUP, 0)
+        assert torch.equal(getattr(spec, name), first), name
+    colours = [len(set(group.tolist())) for group in spec.colour.split(batches.GROUP)]
+    assert sum(colours) / len(colours) > 2.5
+    assert not (spec.colour == spec.background_colour).any()
+
+    encoder = autoencoder.load(autoencoder_file, config["autoencoder"])
+    monkeypatch.setattr(batches, "HOLE_MARGINS", (4,))
+    drawn = batches.draw_batch(encoder, 8, torch.Generator().manual_seed(3), batches.REPLACE)
+    assert drawn.group == batches.GROUP
+    spec = batches.draw_clips(8, torch.Generator().manual_seed(3), batches.REPLACE)
+    subject_mask, ground = procedural.render_subject(spec)[1], procedural.background(spec)[:, None]
+    kept = drawn.pictures[:, :-1]
+    for group in range(2):
+        members = slice(group * batches.GROUP, (group + 1) * batches.GROUP)
+        # the same picture for all, nothing in it tells them apart
+        assert torch.equal(kept[members], kept[members][:1].expand_as(kept[members]))
+        assert not kept[members][(subject_mask[members].amax(0) > 0.99).expand_as(subject_mask[members])].any()
+    # nothing but background, darker at the rim of the hole
+    shade = kept.sum(-1, keepdim=True) / ground.sum(-1, keepdim=True)
+    assert torch.allclose(kept, shade * ground, atol=1e-5) and shade.max() < 1 + 1e-5
+    assert 0.3 < float((shade > 0.99).float().mean()) < 0.98
 
 
 def test_what_all_pictures_share_is_found(comfy_session, monkeypatch):

@@ -22,7 +22,7 @@ from ..host.training import TrainingModel, encode_pictures, encode_text, token_i
 from . import autoencoder as autoencoder_stage
 from . import image_stream, subject_encoder
 from .alignments import ALL, Alignments
-from .batches import EDIT, GENERATE, MOTION, PATTERN, PROMPTS, TOKENS, Batch, BatchSource, draw_batch
+from .batches import EDIT, GENERATE, MOTION, PATTERN, PROMPTS, REPLACE, TOKENS, Batch, BatchSource, draw_batch
 from .checkpoint import MovingAverage
 from .export import ADAPTER_PREFIX, read_files, write_files
 from .loop import Schedule, train
@@ -37,7 +37,7 @@ STRONG_NOISE = 900
 STRONG_SHARE = 0.2
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
-EVEN_FROM = {PROMPTS: 900, PATTERN: 960, TOKENS: 700, MOTION: 800, EDIT: 250}
+EVEN_FROM = {PROMPTS: 900, PATTERN: 960, TOKENS: 700, MOTION: 800, EDIT: 250, REPLACE: 700}
 """Batches of these kinds draw their timesteps evenly from this one on. A subject is small: where it goes can be read off the
 input below 700. The pictures of an edit tell nearly everything at any noise, but below 250 the input tells it, too: sampling gets
 there with what was copied from the pictures before. A still pattern can be read off the input up to 960, where sampling begins."""
@@ -163,7 +163,7 @@ def loss_of_batch(stage: Stage, batch: Batch, generator: torch.Generator) -> tor
             subject, dark = hidden[:-1].unflatten(0, (clips, -1)), hidden[-1].expand(clips, 1, -1, -1)
             tokens = SubjectTokens({"last": torch.cat([subject, dark], 1)}, black_entry=True)
         if batch.pyramid is not None:
-            mode = EDIT_MODE if batch.kind == EDIT else GENERATE_MODE
+            mode = EDIT_MODE if batch.kind in (EDIT, REPLACE) else GENERATE_MODE
             latents = SubjectLatents(batch.pyramid, clean.shape[1], mode)
         result = stage.training.predict(signal * clean + spread * noise, timestep, context, tokens, latents)
     error = (result.float() - (signal * noise - spread * clean)).square()
