@@ -39,8 +39,8 @@ which the prompts name: only a word can tell what comes into the hole. Measured:
 prompt's colour in 31 % of the clips."""
 
 KINDS = (
-    (PLAIN, 0.03), (PATTERN, 0.10), (TOKENS, 0.02), (LATENTS, 0.02), (EDIT, 0.30), (REPLACE, 0.10), (MOTION, 0.06),
-    (GENERATE, 0.37),
+    (PLAIN, 0.03), (PATTERN, 0.05), (TOKENS, 0.02), (LATENTS, 0.02), (EDIT, 0.36), (REPLACE, 0.06), (MOTION, 0.04),
+    (GENERATE, 0.42),
 )  # fmt: skip
 GROUP = 4
 GROUPED = (MOTION, PATTERN, REPLACE, TOKENS)
@@ -49,9 +49,9 @@ DIRECTIONS = 4
 DIRECTIONS_SHARE = 0.4
 LOOK = ("shape", "blob", "colour", "second_colour", "texture", "texture_angle", "texture_cycles", "texture_phase", "spots")
 """Fields of a clip that its subject's look consists of, with two thirds of `colour_jitter`."""
-SUBJECT_WEIGHT = 16.0
+SUBJECT_WEIGHT = 10.0
 """Added weight of the loss where the subject is: it covers a twelfth of the picture and carries identity and motion."""
-RIM_WEIGHT = 6.0
+RIM_WEIGHT = 5.0
 """The same for the latent pixels next to it: with no more than the background's weight the ground there came out mottled."""
 SWEPT_WEIGHT = 20.0
 """The same for `MOTION` and `TOKENS`, wherever the subject comes by in any frame: painting it at a wrong place costs too."""

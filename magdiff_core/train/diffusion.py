@@ -8,6 +8,7 @@ of the prompt).
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from .checkpoint import MovingAverage
 from .export import ADAPTER_PREFIX, read_files, write_files
 from .loop import Schedule, train
 from .new_adapter import adapter_config, new_adapter_weights
+from .optimizer import MuonAndAdamW
 from .word_readout import WordReadout
 
 logger = logging.getLogger("magdiff")
@@ -34,13 +36,15 @@ logger = logging.getLogger("magdiff")
 IMAGE_VALUE_GAIN = 3.0
 """As `own_checkpoint.CROSS_ATTENTION_GAIN`, for the values of the image tokens, whose part the subject latent shares."""
 STRONG_NOISE = 900
-STRONG_SHARE = 0.2
+STRONG_SHARE = 0.15
 """Share of the timesteps that is drawn from `STRONG_NOISE` to 999. A still background covers thousands of latent pixels, so
-its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there."""
-EVEN_FROM = {PROMPTS: 900, PATTERN: 960, TOKENS: 700, MOTION: 800, EDIT: 250, REPLACE: 700}
-"""Batches of these kinds draw their timesteps evenly from this one on. A subject is small: where it goes can be read off the
-input below 700. The pictures of an edit tell nearly everything at any noise, but below 250 the input tells it, too: sampling gets
-there with what was copied from the pictures before. A still pattern can be read off the input up to 960, where sampling begins."""
+its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there.
+The weak noise matters as well: what is wrong at its end stays in the clip. Measured after 24492 steps, of which few batches saw
+timesteps below 250: given a true clip with the noise of 241, the clean latents of the background were off by 0.027 (mean square,
+variance 0.9), of an edit's subject by 0.094, although its subject latents are off by 0.03 alone."""
+EVEN_FROM = {PROMPTS: 900, PATTERN: 960, TOKENS: 700, MOTION: 800, REPLACE: 500}
+"""Batches of these kinds draw their timesteps evenly from this one on. A subject is small: where it goes and what it is can be read
+off the input below 700 and 500. A still pattern can be read off the input up to 960, where sampling begins."""
 
 PROMPT_BATCHES = 150
 """Batches at the start that hold prompts and strong noise alone. Measured: the background follows the prompt after 100 of
@@ -58,6 +62,11 @@ def draw_timesteps(count: int, generator: torch.Generator, kind: str = GENERATE)
     strong = torch.rand(count, generator=generator) < STRONG_SHARE
     return torch.where(strong, STRONG_NOISE + (1000 - STRONG_NOISE) * draw, STRONG_NOISE * draw).long()
 
+
+NOT_INSIDE = ("embedding.", "input_blocks.0.0.", "diffusion_model.out.", "conv_z.", "word_readout.")
+"""Parts of the names of matrices that Muon is not meant for: tables and the first and last layers. Measured for all others, on the
+same 100 batches from the same weights at a rate of 7e-4, the last 60 of them: the loss of generated clips is 6.7 % lower than with
+AdamW alone (standard error 0.7), of edits 6.2 % (0.6); a step takes a tenth longer."""
 
 WORD_WEIGHT = 0.05
 """Weight of the loss of `WordReadout`."""
@@ -222,5 +231,5 @@ def run(
 
     train(
         stage.parameters(), loss_of, Schedule(rate, steps, seconds, warm_up, decay_from), folder, seed, resume, export,
-        source.state_dict, source.load_state_dict,
+        source.state_dict, source.load_state_dict, make_optimizer=functools.partial(MuonAndAdamW, apart=NOT_INSIDE),
     )  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 
 from .checkpoint import MovingAverage, disk_errors_named, load_state, remove_remains, save_state
 from .engine import Engine
+from .optimizer import MuonAndAdamW, adamw
 
 logger = logging.getLogger("magdiff")
 
@@ -61,6 +62,7 @@ def train(
     accumulate: int = 1,
     after_step: Callable[[MovingAverage, int, float], None] | None = None,
     interruptions: tuple[type[BaseException], ...] = (),
+    make_optimizer: Callable[[dict[str, torch.nn.Parameter], float, float], torch.optim.Optimizer | MuonAndAdamW] = adamw,
 ) -> MovingAverage:
     """Runs optimiser steps until the schedule ends.
 
@@ -77,6 +79,7 @@ def train(
         after_step: called with averaged weights, number of steps and loss after each.
         interruptions: exceptions by which `loss_of` or `after_step` say that the user wants to stop; the state is saved, and a
             resumed run goes on as if it had never been stopped.
+        make_optimizer: of parameters, rate and weight decay. `MuonAndAdamW` knows one process only.
 
     Returns:
         The averaged weights.
@@ -93,12 +96,7 @@ def train(
     state_file = folder / "state.pt"
     if engine.first:
         remove_remains(state_file)
-    matrices = [value for value in parameters.values() if value.ndim > 1]
-    vectors = [value for value in parameters.values() if value.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=schedule.rate, betas=(0.9, 0.99), fused=True,
-    )  # fmt: skip
+    optimizer = make_optimizer(parameters, schedule.rate, schedule.weight_decay)
     optimizer, parameters = engine.prepare(optimizer, parameters)
     average = MovingAverage(parameters, schedule.average_decay)
     generator = torch.Generator().manual_seed(seed)
