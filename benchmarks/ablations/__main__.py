@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=32, help="held-out clips a training (default 32)")
     parser.add_argument("--case-seed", type=int, default=1, help="draws the clips and their noise (default 1)")
     parser.add_argument("--sampling-steps", type=int, default=25)
-    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--cfg", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     for name in ("steps", "batch", "seeds", "clips"):

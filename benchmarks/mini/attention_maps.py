@@ -2,7 +2,7 @@
 
 Run: python dev.py run -m benchmarks.mini.attention_maps [--models DIR] [--fixed DIR] [--clips 16] [--seed 1] [--out DIR]
 
-Held-out cases. Softmax weights of the text stream, mean over heads, all cross-attentions and the middle fifth of 25 steps, CFG 2.
+Held-out cases. Softmax weights of the text stream, mean over heads, all cross-attentions and the middle fifth of 25 steps, CFG 1.
 Focus ratio: the share of a word's attention on the subject of the produced clip over the subject's share of the area. The table
 also holds each cross-attention alone, with the share of its attention that a word gets.
 "fixed" is the pair of files in --fixed, trained with both weights at 1; without it the same pair with its learned weights replaced
@@ -36,7 +36,7 @@ from .options import add_bfloat16, add_options, parse
 from .pipeline import MissingModel, Pipeline
 from .text_attention import by_site, focus, observe, over_sites, word_places
 
-STEPS, CFG = 25, 2.0
+STEPS, CFG = 25, 1.0
 MIDDLE = slice(10, 15)
 """Steps whose weights are averaged."""
 WORDS = ("shape", "motion", "background")

@@ -2,7 +2,7 @@
 
 Run: python dev.py run -m benchmarks.mini.sliders --clips 12 --seed 1 [--models DIR] [--out DIR] [--bfloat16] [--threads T]
 
-Held-out cases, the same cases and noises in every cell, 15 steps, CFG 2. Text following is the mean of two hits, motion and
+Held-out cases, the same cases and noises in every cell, 15 steps, CFG 1. Text following is the mean of two hits, motion and
 background colour; subject fidelity is how often the given subject explains the clip better than 7 others, with the RMSE inside its
 outline beneath. alpha_image is measured once more with pyramid_strength 0, where only cross-attention carries the subject. Writes
 results.json and sliders.png. Exit status: 0, or 2 when a model file is missing.
@@ -30,7 +30,7 @@ from .pipeline import MissingModel, Pipeline
 
 ALPHA_TEXT = (0.0, 0.5, 1.0, 2.0, 3.0)
 ALPHA_IMAGE = (0.0, 1.0, 3.0)
-STEPS, CFG = 15, 2.0
+STEPS, CFG = 15, 1.0
 SHOWN_FRAMES = (0, 4, 7)
 """Frames of a clip in the strip."""
 
