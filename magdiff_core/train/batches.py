@@ -35,8 +35,8 @@ them the noise decided, 47 % right after 20000 steps; with them, at timesteps fr
 
 REPLACE = "replace"
 """As EDIT where the background is kept, in groups of clips (`GROUP`) with one hole, motion and noise, but subjects of other looks,
-which the prompts name: only a word can tell what comes into the hole. Measured: without them a new subject had the
-prompt's colour in 31 % of the clips."""
+which the prompts name: only a word can tell what comes into the hole. Measured: after 2900 steps with them a new subject has the
+prompt's colour in 52 % of 40 clips (standard error 8), as before them (53 % of 32), so the rest of the way is still to be found."""
 
 KINDS = (
     (PLAIN, 0.03), (PATTERN, 0.05), (TOKENS, 0.02), (LATENTS, 0.02), (EDIT, 0.36), (REPLACE, 0.06), (MOTION, 0.04),
