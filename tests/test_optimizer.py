@@ -85,3 +85,13 @@ def test_a_kernel_whose_memory_is_no_matrix_is_refused():
     values = {"inside.weight": nn.Parameter(torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last))}
     with pytest.raises(RuntimeError):
         MuonAndAdamW(values, RATE, 0.01, apart=())
+
+
+def test_a_state_of_adamw_alone_and_a_torch_without_muon_are_refused_with_the_way_out(monkeypatch):
+    values = parameters()
+    optimizer = MuonAndAdamW(values, RATE, 0.01, apart=())
+    with pytest.raises(ValueError, match="--start-from"):
+        optimizer.load_state_dict(adamw(values, RATE, 0.01).state_dict())
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(RuntimeError, match=r"torch .* has no Muon: .* needs torch 2\.9 or newer"):
+        MuonAndAdamW(values, RATE, 0.01, apart=())

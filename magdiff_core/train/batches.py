@@ -32,7 +32,6 @@ can tell them apart. Measured: after 3200 steps without them the word had no eff
 PATTERN = "pattern"
 """As PLAIN, in groups of clips (`GROUP`) that differ in the background's pattern alone, noise included. Measured: without
 them the noise decided, 47 % right after 20000 steps; with them, at timesteps from 960 on, 94 % after 400 more."""
-
 REPLACE = "replace"
 """As EDIT where the background is kept, in groups of clips (`GROUP`) with one hole, motion and noise, but subjects of other looks,
 which the prompts name: only a word can tell what comes into the hole. Measured: after 2900 steps with them a new subject has the

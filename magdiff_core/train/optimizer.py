@@ -31,8 +31,10 @@ class MuonAndAdamW:
         """`apart`: parts of the names of matrices that are left to AdamW.
 
         Raises:
-            RuntimeError: a kernel's memory is no matrix (channels last).
+            RuntimeError: torch is older than 2.9 and has no Muon; or a kernel's memory is no matrix (channels last).
         """
+        if not hasattr(torch.optim, "Muon"):
+            raise RuntimeError(f"torch {torch.__version__} has no Muon: training the small model needs torch 2.9 or newer")
         inside = {
             name: value for name, value in parameters.items() if value.ndim > 1 and not any(part in name for part in apart)
         }
@@ -63,5 +65,11 @@ class MuonAndAdamW:
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        """Raises ValueError for the state of AdamW alone."""
+        if "muon" not in state:
+            raise ValueError(
+                "the state in this folder was written by a trainer with AdamW alone and cannot be resumed: go on from the two "
+                "model files beside it with --start-from, into another --out"
+            )
         self.muon.load_state_dict(state["muon"])
         self.adamw.load_state_dict(state["adamw"])
