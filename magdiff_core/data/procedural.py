@@ -275,8 +275,13 @@ def render(spec: ClipSpec, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Te
         a frame is exactly `subject * subject_mask + background * (1 - subject_mask)`).
     """
     subject, subject_mask = render_subject(spec, frames)
+    return over(subject, subject_mask, background(spec)), subject_mask
+
+
+def over(subject: torch.Tensor, subject_mask: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+    """`subject [B, F, h, w, 3]` where `subject_mask [B, F, h, w]` is 1, the still picture `behind [B, h, w, 3]` where it is 0."""
     opacity = subject_mask[..., None]
-    return subject * opacity + background(spec)[:, None] * (1 - opacity), subject_mask
+    return subject * opacity + behind[:, None] * (1 - opacity)
 
 
 def render_subject(spec: ClipSpec, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor]:

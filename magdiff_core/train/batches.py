@@ -124,8 +124,7 @@ def cut_out(subject: Tensor, subject_mask: Tensor, behind: Tensor) -> Tensor:
     `subject [B, F, h, w, 3]`, `subject_mask [B, F, h, w]`, `behind [B, h, w, 3]`. Training gives another clip's background
     here, so that the rim of the subject never tells the background that the prompt asks for.
     """
-    opacity = subject_mask[..., None]
-    return (subject * opacity + behind[:, None] * (1 - opacity)) * opacity
+    return procedural.over(subject, subject_mask, behind) * subject_mask[..., None]
 
 
 def reference_pictures(
@@ -218,14 +217,12 @@ def kept_around(
     `subject_mask [B, F, H, W]`, `behind [B, H, W, 3]`. Nothing of the new subject may show: where the hole's rim is a fraction,
     the clip with the other subject shines through, as it does when a user cuts it out.
     """
-    first = torch.arange(0, len(spec), group).repeat_interleave(group)[: len(spec)]
-    others = other_looks(spec.select(slice(None, None, group)), generator).select(first // group)
+    place = torch.arange(len(spec)) // group
+    others = other_looks(spec.select(slice(None, None, group)), generator).select(place)
     before, before_mask = procedural.render_subject(others)
     margin = HOLE_MARGINS[int(torch.randint(len(HOLE_MARGINS), (1,), generator=generator))]
-    covered = torch.maximum(subject_mask, before_mask)
-    hole = widened(torch.cat([part.amax(0, keepdim=True).expand_as(part) for part in covered.split(group)]), margin)[..., None]
-    opacity = before_mask[..., None]
-    return (before * opacity + behind[:, None] * (1 - opacity)) * (1 - hole)
+    covered = torch.stack([members.amax(0) for members in torch.maximum(subject_mask, before_mask).split(group)])
+    return procedural.over(before, before_mask, behind) * (1 - widened(covered, margin)[place][..., None])
 
 
 def loss_weight(subject_share: Tensor, kind: str) -> Tensor:
@@ -276,8 +273,7 @@ def draw_batch(
     group = min(GROUP, count) if kind in GROUPED else 1
     subject, subject_mask = procedural.render_subject(spec)
     behind = procedural.background(spec)
-    opacity = subject_mask[..., None]
-    frames = subject * opacity + behind[:, None] * (1 - opacity)
+    frames = procedural.over(subject, subject_mask, behind)
     if kind == PROMPTS:
         frames, subject_mask = frames[:, [0, -1]], subject_mask[:, [0, -1]]
     latents = encode(autoencoder, frames)

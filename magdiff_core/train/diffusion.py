@@ -41,7 +41,7 @@ STRONG_SHARE = 0.15
 its colour can be read off the noisy input below that: only above it does the prompt matter, and sampling starts there.
 The weak noise matters as well: what is wrong at its end stays in the clip. Measured after 24492 steps, of which few batches saw
 timesteps below 250: given a true clip with the noise of 241, the clean latents of the background were off by 0.027 (mean square,
-variance 0.9), of an edit's subject by 0.094, although its subject latents are off by 0.03 alone."""
+variance 0.9), of the subjects of edits (three in ten replacements) by 0.094, although subject latents are off by 0.03 alone."""
 EVEN_FROM = {PROMPTS: 900, PATTERN: 960, TOKENS: 700, MOTION: 800, REPLACE: 500}
 """Batches of these kinds draw their timesteps evenly from this one on. A subject is small: where it goes and what it is can be read
 off the input below 700 and 500. A still pattern can be read off the input up to 960, where sampling begins."""
